@@ -1,0 +1,78 @@
+# make help says what there is.
+#
+# Everything runs in .venv, which is made on first use, unless PYTHON names the interpreter of an environment that
+# already has torch and OpenMMLab (either line): that one is used as it is, and nothing is installed into it.
+
+BOOTSTRAP_PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+ifdef PYTHON
+  READY := existing
+else
+  PYTHON := $(VENV)/bin/python
+  READY := $(INSTALLED)
+endif
+RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
+
+.PHONY: help setup demo test lint existing
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a tiny detector with NetAug on handwritten digits, test it, draw its detections"
+	@echo "make test    lint and run the tests"
+	@echo "make lint    ruff alone"
+	@echo "make setup   only make .venv: about 3 minutes of downloads and 7-9 minutes to compile mmcv (2 cores);"
+	@echo "             demo and test do this by themselves"
+	@echo
+	@echo "PYTHON=/path/to/python            use this environment, which has torch and OpenMMLab; installs nothing"
+	@echo "BOOTSTRAP_PYTHON=/path/to/python  the Python (3.10 or later) that .venv is made with"
+
+setup: $(READY)
+
+demo: setup
+	$(RUN) tools/train.py configs/yolov3_mbv3_w035_netaug_digits.py
+
+test: lint
+	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
+	$(RUN) -m pytest
+
+lint: setup
+	@if $(PYTHON) -m ruff --version >/dev/null 2>&1; then \
+	  $(PYTHON) -m ruff check .; \
+	else \
+	  echo "no ruff in this environment: lint skipped (to have it: $(PYTHON) -m pip install ruff)"; \
+	fi
+
+# An environment of the user's: only looked at.
+existing:
+	@$(RUN) -c "import mmnetaug" || { echo "error: $(PYTHON) cannot be used as it is, see above"; exit 1; }
+
+# Our own: see requirements.txt for why in this order. pip keeps the wheel of mmcv that it compiles, so the second
+# environment on a machine takes two minutes.
+$(INSTALLED): requirements.txt requirements-dev.txt setup.py
+	@test -n "$(BOOTSTRAP_PYTHON)" && "$(BOOTSTRAP_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: Python 3.10 or later is needed (3.11 is what the tests run on): make ... BOOTSTRAP_PYTHON=/path/to/python"; exit 1; }
+	@"$(BOOTSTRAP_PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "error: Python.h is missing, mmcv is compiled against it: install python3-dev (python3-devel)"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || \
+	  { echo "error: no C++ compiler ($${CXX:-c++}), mmcv is compiled with it: install g++ (gcc-c++), or make ... CXX=/path/to/compiler"; exit 1; }
+	@echo "==> 1/4 virtual environment in $(VENV)"
+	@test -x $(VENV)/bin/pip || "$(BOOTSTRAP_PYTHON)" -m venv $(VENV)
+	@echo "==> 2/4 torch and what mmcv is built with"
+	$(PIP) install -q -c requirements.txt torch torchvision setuptools wheel packaging ninja psutil
+	@echo "==> 3/4 mmcv: compiling its operators takes 7-9 minutes on 2 cores; seconds if pip has kept the wheel"
+	MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} MMCV_WITH_OPS=1 FORCE_CUDA=0 \
+	  $(PIP) install -c requirements.txt --no-build-isolation onedl-mmcv
+	@$(VENV)/bin/python -c "import mmcv.ops" || \
+	  { echo "error: mmcv's operators do not load; if pip's kept wheel was compiled for another torch: pip cache remove onedl_mmcv"; exit 1; }
+	@echo "==> 4/4 mmengine, mmdet, mmpretrain and the rest"
+	$(PIP) install -q -r requirements.txt -r requirements-dev.txt
+	@# imaug, which mmdet asks for, brings the headless OpenCV over the full one; the last one written counts, and the
+	@# headless one needs no libGL, which servers lack
+	$(PIP) install -q --no-deps --force-reinstall -c requirements.txt opencv-python-headless
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "==> $(VENV) is ready"

@@ -1,0 +1,102 @@
+"""Reading checkpoint files without running what they contain.
+
+A checkpoint is a pickle, and a pickle can run any command when it is loaded. Tiny checkpoints hold tensors and plain
+types, so they load with torch's restricted unpickler. MMEngine's training checkpoints hold more than that (its
+``HistoryBuffer``, numpy scalars): the original line cannot resume from its own under torch 2.6 and later, and the
+maintained line falls back to a full unpickle for *any* file. So who may run code is said here: nobody within
+:func:`tensors_only`, and a file the user vouches for, such as one in the own work directory, within
+:func:`trusted_load`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
+# the second only those that do not say `weights_only` themselves.
+_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ANY_OBJECT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says which, why, and what to do."""
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint of tensors and plain types onto the CPU; refuse anything that would need to run code.
+
+    Args:
+        path: File written by ``torch.save``.
+
+    Returns:
+        What was saved: a state dict, or a dict that holds one under ``"state_dict"``.
+
+    Raises:
+        CheckpointError: No such file, a damaged one, one that is not a checkpoint, or one that holds other objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
+        if isinstance(error, pickle.UnpicklingError) and _is_torch_file(path):
+            raise CheckpointError(
+                f"{path} holds pickled objects, which can run any command on this machine when they are loaded. "
+                "If it is a full training checkpoint, use the *_tiny.pth beside it; "
+                "if you know where it comes from, pass --trust-checkpoint."
+            ) from error
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint at all: copy it again"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
+    return checkpoint
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether ``path`` starts as ``torch.save`` writes: a zip archive, or before torch 1.6 a pickle of protocol 2."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within this context no ``torch.load`` of this process unpickles objects, whatever its caller asks for."""
+    with _environment(_ONLY_TENSORS, overrules=_ANY_OBJECT):
+        yield
+
+
+@contextmanager
+def trusted_load() -> Iterator[None]:
+    """Within this context MMEngine of either line loads full training checkpoints.
+
+    For files that the user vouches for and for nothing else: loading one can run any command. Also a decorator, which
+    keeps it to one call: ``runner.resume = trusted_load()(runner.resume)``.
+    """
+    with _environment(_ANY_OBJECT, overrules=_ONLY_TENSORS):
+        yield
+
+
+@contextmanager
+def _environment(switch: str, overrules: str) -> Iterator[None]:
+    """Set one environment variable and unset another; put both back at the end."""
+    before = {name: os.environ.get(name) for name in (switch, overrules)}
+    os.environ[switch] = "1"
+    os.environ.pop(overrules, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,117 @@
+"""What must be installed, checked once at ``import mmnetaug``, before anything of OpenMMLab is imported.
+
+OpenMMLab comes in two lines with the same module names: the original one (mmengine, mmcv, mmdet, mmpretrain) and the
+maintained one (onedl-mmengine, onedl-mmcv, onedl-mmdetection, onedl-mmpretrain). Either works; one installed over the
+other does not, because each overwrites files of the other. What is wrong is said here, in one message, rather than by
+whichever import trips over it first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.library import Library
+
+# module -> the distributions that provide it (the maintained line first) and the oldest release of each that will do
+_PROVIDERS = {
+    "mmengine": {"onedl-mmengine": "0.10.8", "mmengine": "0.10.0"},
+    "mmcv": {"onedl-mmcv": "2.3.0", "mmcv": "2.1.0"},
+    "mmdet": {"onedl-mmdetection": "3.5.0", "mmdet": "3.3.0"},
+    "mmpretrain": {"onedl-mmpretrain": "1.3.0", "mmpretrain": "1.2.0"},
+    "torch": {"torch": "2.6.0"},
+}
+
+_torchvision_schemas: Library | None = None
+"""Keeps the declarations of :func:`_declare_torchvision_operators` alive: they vanish with this object."""
+
+
+def check() -> None:
+    """Check what is installed, and make torchvision importable where its operators are for another build of torch.
+
+    Raises:
+        ImportError: Something is missing, too old, or installed over its twin; the message says what to do for each.
+    """
+    problems = _problems()
+    if problems:
+        raise ImportError(
+            f"mmnetaug cannot run in this environment ({sys.prefix}):\n"
+            + "".join(f"  * {problem}\n" for problem in problems)
+            + "A working environment: `make setup`, or the commands at the top of requirements.txt."
+        )
+    _declare_torchvision_operators()
+
+
+def _problems() -> list[str]:
+    """What is wrong with the installed packages, one sentence each, with the command that puts it right."""
+    problems = []
+    found = {
+        module: {name: release for name in providers if (release := _installed(name))}
+        for module, providers in _PROVIDERS.items()
+    }
+    # advice names the line that is already there; the maintained one if none is
+    original = found["mmengine"].keys() == {"mmengine"}
+    for module, providers in _PROVIDERS.items():
+        installed = found[module]
+        if len(installed) > 1:
+            names = " and ".join(f"{name} {release}" for name, release in installed.items())
+            problems.append(
+                f"{names} are installed over each other: both are the module {module}. "
+                f"Remove both (pip uninstall {' '.join(installed)}), then install one of them again."
+            )
+        elif not installed:
+            name = list(providers)[-1 if original else 0]
+            problems.append(f'{module} is not installed: pip install "{name}>={providers[name]}"')
+        else:
+            [(name, release)] = installed.items()
+            if _numbers(release) < _numbers(providers[name]):
+                problems.append(f'{name} {release} is too old: pip install "{name}>={providers[name]}"')
+    if original and importlib.util.find_spec("pkg_resources") is None:
+        problems.append('mmengine needs pkg_resources, which setuptools has dropped: pip install "setuptools<81"')
+    if importlib.util.find_spec("torchvision") is None:
+        problems.append(
+            "torchvision is not installed, and mmpretrain imports it: "
+            "pip install the release made for your torch, with --no-deps so that torch stays as it is"
+        )
+    return problems
+
+
+def _installed(distribution: str) -> str | None:
+    """The installed version of ``distribution``, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """``"2.13.0+cpu"`` -> ``(2, 13, 0)``; enough to compare releases before any other package is imported."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:3])
+
+
+def _declare_torchvision_operators() -> None:
+    """Let torchvision be imported where its compiled operators cannot be loaded.
+
+    The wheels on the package registry are CUDA builds. Beside a CPU build of torch their library does not load, and
+    ``import torchvision`` then stops at the two operators that it describes to the compiler without looking whether
+    they are there. mmpretrain needs only the Python part (transforms), so the two are declared, without an
+    implementation. Where the library loads, it declares them itself and nothing is done here.
+    """
+    global _torchvision_schemas
+    import torch  # not at the top: check() reports its absence
+
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    package = Path(importlib.util.find_spec("torchvision").origin).parent
+    try:
+        for library in package.glob("_C.*"):
+            torch.ops.load_library(library)
+    except OSError:
+        _torchvision_schemas = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            _torchvision_schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

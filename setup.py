@@ -1,0 +1,25 @@
+"""Installs the package ``mmnetaug``, and nothing of torch or OpenMMLab.
+
+Which build of torch, and which of OpenMMLab's two lines, is the user's choice: they must be there, and
+``import mmnetaug`` says so where they are not. `requirements.txt` lists the environment that the tests run in.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+setup(
+    name="mmnetaug",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "mmnetaug" / "version.py").read_text()).group(1),
+    description="NetAug (network augmentation) training of tiny detectors and classifiers for OpenMMLab",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["mmnetaug", "mmnetaug.*"]),
+    python_requires=">=3.10",
+    install_requires=[],
+)

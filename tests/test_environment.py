@@ -1,0 +1,123 @@
+"""``mmnetaug.environment``: what is wrong with an installation is said once, with the command that puts it right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmnetaug import environment
+
+MAINTAINED = {
+    "onedl-mmengine": "0.10.12",
+    "onedl-mmcv": "2.3.6",
+    "onedl-mmdetection": "3.5.1",
+    "onedl-mmpretrain": "1.3.6",
+    "torch": "2.13.0+cpu",
+}
+ORIGINAL = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmdet": "3.3.0", "mmpretrain": "1.2.0", "torch": "2.13.0"}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """Pretend that exactly the given distributions, and every other module that is looked for, are installed."""
+
+    def pretend(distributions: dict[str, str], absent_modules: tuple[str, ...] = ()) -> None:
+        monkeypatch.setattr(environment, "_installed", distributions.get)
+        monkeypatch.setattr(
+            environment.importlib.util, "find_spec", lambda name: None if name in absent_modules else object()
+        )
+        monkeypatch.setattr(environment, "_declare_torchvision_operators", lambda: None)
+
+    return pretend
+
+
+@pytest.mark.parametrize("distributions", [MAINTAINED, ORIGINAL], ids=["maintained", "original"])
+def test_either_line_will_do(installed, distributions):
+    installed(distributions)
+    environment.check()
+
+
+def test_maintained_line_needs_no_pkg_resources(installed):
+    installed(MAINTAINED, absent_modules=("pkg_resources",))
+    environment.check()
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "absent_modules", "messages"),
+    [
+        (MAINTAINED, {"onedl-mmcv": None}, (), ['mmcv is not installed: pip install "onedl-mmcv>=']),
+        (ORIGINAL, {"mmcv": None}, (), ['mmcv is not installed: pip install "mmcv>=']),
+        (MAINTAINED, {"torch": None}, (), ['torch is not installed: pip install "torch>=']),
+        (ORIGINAL, {"mmdet": "2.28.2"}, (), ['mmdet 2.28.2 is too old: pip install "mmdet>=3.3.0"']),
+        (MAINTAINED, {"torch": "1.13.1+cu117"}, (), ["torch 1.13.1+cu117 is too old"]),
+        (
+            MAINTAINED,
+            {"mmdet": "3.3.0"},
+            (),
+            [
+                "onedl-mmdetection 3.5.1 and mmdet 3.3.0 are installed over each other",
+                "pip uninstall onedl-mmdetection",
+            ],
+        ),
+        (MAINTAINED, {}, ("torchvision",), ["torchvision is not installed"]),
+        (ORIGINAL, {}, ("pkg_resources",), ['pip install "setuptools<81"']),
+        # everything that is wrong, in one message
+        (
+            {},
+            {},
+            ("torchvision",),
+            ["mmengine is", "mmcv is", "mmdet is", "mmpretrain is", "torch is", "torchvision is", "make setup"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_cure(installed, base, change, absent_modules, messages):
+    installed({name: release for name, release in {**base, **change}.items() if release}, absent_modules)
+    with pytest.raises(ImportError) as caught:
+        environment.check()
+    for message in messages:
+        assert message in str(caught.value)
+
+
+# A torchvision whose Python part looks its operator up at import, as the real one does, beside a compiled library
+# that loads, or one that does not.
+FAKE_TORCHVISION = 'import torch\n\n\n@torch.library.register_fake("torchvision::nms")\ndef nms(*_):\n    return None\n'
+LOADS_IT = """
+import importlib.util, sys, torch
+if {loads}:
+    def load_library(path):  # what a real library does when it is loaded
+        global own
+        own = torch.library.Library("torchvision", "DEF")
+        own.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torch.ops.load_library = load_library
+spec = importlib.util.spec_from_file_location("environment", {environment!r})
+environment = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(environment)
+environment._declare_torchvision_operators()
+environment._declare_torchvision_operators()  # a second time changes nothing
+import torchvision
+print(environment._torchvision_schemas is not None)
+"""
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_operators_are_declared_only_where_torchvision_cannot_load_its_own(tmp_path: Path, loads: bool):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(FAKE_TORCHVISION)
+    (package / "_C.so").write_text("no library for this torch")
+    script = LOADS_IT.format(loads=loads, environment=environment.__file__)
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(not loads)
+
+
+def test_here_everything_is_fine_and_torchvision_can_be_imported():
+    environment.check()
+    import torchvision.transforms
+
+    assert callable(torchvision.transforms.Resize)
