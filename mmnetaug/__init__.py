@@ -1,0 +1,24 @@
+"""Network Augmentation for tiny networks, as an extension of MMDetection and MMPretrain.
+
+Importing the package registers everything that configs name: ``custom_imports = dict(imports=['mmnetaug'])``.
+"""
+
+from . import environment
+
+environment.check()  # before anything of OpenMMLab is imported
+
+from . import datasets, models
+from .builder import NetAug
+from .engine import NetAugAmpOptimWrapper, NetAugOptimWrapper, NetAugScheduleHook, TinyCheckpointHook
+from .version import __version__
+
+__all__ = [
+    "NetAug",
+    "NetAugAmpOptimWrapper",
+    "NetAugOptimWrapper",
+    "NetAugScheduleHook",
+    "TinyCheckpointHook",
+    "__version__",
+    "datasets",
+    "models",
+]

@@ -1,0 +1,107 @@
+"""``mmnetaug.NetAug``: builds what an MMDetection or MMPretrain config says and makes it width-elastic.
+
+The result is the very model of the config: same class, same parameter names. In evaluation, and in the first pass of a
+training step, it computes exactly what the plain model computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from .elastic import TraceError, fill_new_channels, make_elastic
+from .forward import flatten_tensors, tensor_forward
+from .registry import MODELS
+
+Factors = Sequence[float] | Mapping[str, float]
+
+
+@MODELS.register_module()
+def NetAug(  # noqa: N802: config types are written like classes
+    model: dict[str, Any],
+    width: Factors = (1.0,),
+    expand: Factors = (1.0,),
+    roles: Mapping[str, str] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    data_preprocessor: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Builds a model and makes its backbone elastic (Network Augmentation, Cai et al., ICLR 2022).
+
+    Args:
+        model: Config of a whole model, whose neck and head will read the widened features, or of a backbone alone,
+            whose outputs then stay at base width.
+        width: Width factors of stem, stages and last convolution: a list that starts with 1, or the paper's spelling
+            ``dict(r=3, s=2)`` for s + 1 factors spaced evenly from 1 to r (paper section 3.2).
+        expand: Expand factors of channels hidden inside a block, in the same spellings.
+        roles: Overrides of what decides a group's width: group name pattern to "width", "expand" or "base".
+            ``tools/describe.py`` lists the names.
+        input_size: Image size (one number or height, width) to trace the model with, where the default (224 for
+            classifiers and backbones, 320 for detectors) does not suit it.
+        data_preprocessor: Set by MMEngine's Runner; handed on to the model.
+
+    Returns:
+        The model of the config, elastic, with the space of its widths as ``.elastic``.
+
+    Raises:
+        ValueError: If a factor or an override is wrong.
+        TraceError: If the model's backbone cannot be traced.
+    """
+    config = dict(model)
+    if data_preprocessor is not None:
+        config.setdefault("data_preprocessor", data_preprocessor)
+    built = ROOT_MODELS.build(config)
+    size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
+    image_shape = (3, size, size) if isinstance(size, int) else (3, *size)
+    whole = isinstance(getattr(built, "backbone", None), nn.Module)
+    convert = functools.partial(
+        make_elastic,
+        built,
+        image_shape=image_shape,
+        width=_factors(width),
+        expand=_factors(expand),
+        scope="backbone" if whole else "",
+        roles=roles,
+    )
+    try:
+        convert(tensor_forward)
+    except TraceError as error:
+        if not whole:
+            raise
+        print_log(f"NetAug: {error}. Only the inside of its backbone is augmented.", "current", logging.WARNING)
+        convert(lambda model, image: flatten_tensors(model.backbone(image)))
+    if not any(len(group.widths) > 1 for group in built.elastic.groups):
+        print_log(f"NetAug: nothing in {type(built).__name__} is augmented", "current", logging.WARNING)
+    if hasattr(built, "init_weights"):
+        built.init_weights = functools.partial(_init_weights, built)
+    built.register_forward_pre_hook(_guard)
+    return built
+
+
+def _factors(spelling: Factors) -> tuple[float, ...]:
+    if isinstance(spelling, Mapping):
+        if set(spelling) != {"r", "s"}:
+            raise ValueError(f"factors are a list or dict(r=..., s=...), got {dict(spelling)}")
+        return tuple(torch.linspace(1, spelling["r"], int(spelling["s"]) + 1, dtype=torch.float64).tolist())
+    return tuple(float(factor) for factor in spelling)
+
+
+def _init_weights(model: nn.Module) -> None:
+    """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale."""
+    type(model).init_weights(model)
+    fill_new_channels(model)
+
+
+def _guard(model: nn.Module, inputs: Any) -> None:
+    if model.training and torch.is_grad_enabled() and not model.elastic.driven:
+        raise RuntimeError(
+            f"{type(model).__name__} was made elastic by mmnetaug.NetAug, but is trained by an optimizer wrapper that adds "
+            "no augmented pass: set optim_wrapper.type to 'mmnetaug.NetAugOptimWrapper' or "
+            "'mmnetaug.NetAugAmpOptimWrapper', or train the plain model."
+        )

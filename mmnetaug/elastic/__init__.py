@@ -1,0 +1,18 @@
+"""Width-elastic networks: one network that holds a tiny network and all its augmented ones. Knows torch only."""
+
+from .convert import make_elastic
+from .groups import ChannelGroup
+from .layers import Elastic
+from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces
+from .trace import TraceError
+
+__all__ = [
+    "ChannelGroup",
+    "Elastic",
+    "ElasticSpace",
+    "TraceError",
+    "base_state_dict",
+    "fill_new_channels",
+    "find_spaces",
+    "make_elastic",
+]

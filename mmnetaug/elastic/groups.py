@@ -1,0 +1,201 @@
+"""Channel groups: the width variables of an elastic network, their roles and the widths they can take.
+
+Roles follow NetAug (paper section 3.2 and the authors' networks). *width* groups run between blocks (stem, stages, last
+convolution) and take a width factor. *expand* groups are hidden inside a block and take an expand factor times the width
+factor of what the block reads. *squeeze* groups (squeeze-and-excitation) follow the group they gate.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from .trace import Opening, Trace
+
+Role = Literal["width", "expand", "squeeze"]
+FACTORS_OF_BASE = (1.0,)
+
+
+@dataclass(eq=False)
+class ChannelGroup:
+    """Channels that share one width.
+
+    Attributes:
+        name: Module that first makes the channels.
+        role: What decides the width.
+        base_width: Width in the tiny network.
+        step: Widths are multiples of this (group size of a grouped operation, otherwise 1 as in the authors' code).
+        factors: The group's own factors, the first of which is 1.
+        follows: The group whose width factor (role expand) or whole factor (role squeeze) multiplies the own one.
+        held_reason: Why the group stays at its base width; None when it is augmented.
+        width: The width in use now.
+    """
+
+    name: str
+    role: Role
+    base_width: int
+    step: int = 1
+    factors: tuple[float, ...] = FACTORS_OF_BASE
+    follows: ChannelGroup | None = None
+    held_reason: str | None = None
+    width: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.width = self.base_width
+
+    def round(self, factor: float) -> int:
+        """The width at a factor, in whole channels."""
+        return self.step * max(1, round(self.base_width * factor / self.step))
+
+    def choices(self) -> tuple[float, ...]:
+        """Own factors that can be sampled."""
+        return FACTORS_OF_BASE if self.held_reason else self.factors
+
+    @property
+    def widths(self) -> list[int]:
+        """Every width the group can take, ascending."""
+        return sorted({self.round(factor) for factor in self._reachable()})
+
+    @property
+    def max_width(self) -> int:
+        return self.widths[-1]
+
+    def _reachable(self) -> set[float]:
+        """Total factors the group can have."""
+        if self.held_reason:
+            return set(FACTORS_OF_BASE)
+        if self.follows is None:
+            return set(self.factors)
+        inherited = self.follows._reachable() if self.role == "squeeze" else self.follows._width_factors()
+        return {own * theirs for own, theirs in itertools.product(self.factors, inherited)}
+
+    def _width_factors(self) -> set[float]:
+        """Width parts of the factors the group can have: an expand factor is not handed on."""
+        if self.held_reason:
+            return set(FACTORS_OF_BASE)
+        if self.role == "width":
+            return set(self.factors)
+        return self.follows._width_factors() if self.follows else set(FACTORS_OF_BASE)
+
+
+def find_groups(
+    model: nn.Module,
+    found: Trace,
+    scope: str,
+    width: Sequence[float],
+    expand: Sequence[float],
+    roles: Mapping[str, str],
+) -> tuple[list[ChannelGroup], dict[int, ChannelGroup]]:
+    """Turns the runs of a trace into channel groups.
+
+    Args:
+        model: The traced network.
+        found: Its trace.
+        scope: Name of the submodule whose channels may be widened ("" for all of ``model``).
+        width: Width factors.
+        expand: Expand factors.
+        roles: Overrides: patterns (``fnmatch``) of group names to "width", "expand" or "base".
+
+    Returns:
+        The groups made inside ``scope``, in graph order, and the group of every run (those made elsewhere included:
+        they are held).
+
+    Raises:
+        ValueError: If an override matches no group or names no role.
+    """
+    channels = found.channels
+    makers: dict[int, list[int]] = {}
+    touched: dict[int, list[str]] = {}
+    for number, opening in enumerate(found.openings):
+        for run in channels.resolve(opening.output):
+            makers.setdefault(run, []).append(number)
+    for module, layout in found.touched:
+        for run in channels.resolve(layout):
+            touched.setdefault(run, []).append(module)
+    gated = {run for layout in found.gated for run in channels.resolve(layout)}
+    read = {run for opening in found.openings for run in channels.resolve(opening.input or ())}
+
+    of_run: dict[int, ChannelGroup] = {}
+    listed: list[tuple[int, ChannelGroup]] = []
+    for runs in channels.variables():
+        made_by = sorted(number for run in runs for number in makers.get(run, []))
+        base = channels.size((runs[0],))
+        step = max(channels.step(run) for run in runs)
+        held = next((reason for run in runs if (reason := channels.held(run))), None)
+        if not made_by:  # dimensions of parameters that are no channels, or are read from fixed features
+            group = ChannelGroup("", "width", base, held_reason="made by no convolution or linear layer")
+            of_run.update(dict.fromkeys(runs, group))
+            continue
+        openings = [found.openings[number] for number in made_by]
+        outside = [opening.module for opening in openings if not _inside(opening.module, scope)]
+        if read.isdisjoint(runs):
+            held = held or "read by no convolution or linear layer"
+        if outside:
+            held = f"made by {outside[0]}, outside of {scope}"
+        group = ChannelGroup(openings[0].module, "width", base, step, held_reason=held)
+        of_run.update(dict.fromkeys(runs, group))
+        if len(outside) < len(openings):
+            modules = [module for run in runs for module in touched.get(run, [])]
+            group.role = _role(model, scope, modules)
+            listed.append((made_by[0], group))
+
+    listed.sort(key=lambda entry: entry[0])
+    for number, group in listed:
+        opening = found.openings[number]
+        gate = _gated_by(group, opening, found, of_run, gated)
+        if gate is not None:
+            group.role, group.follows = "squeeze", gate
+            continue
+        override = next((role for pattern, role in roles.items() if fnmatch.fnmatch(group.name, pattern)), None)
+        if override == "base":
+            group.held_reason = group.held_reason or "by the config"
+        elif override in ("width", "expand"):
+            group.role = override
+        elif override is not None:
+            raise ValueError(f"roles: {override!r} is none of 'width', 'expand', 'base'")
+        group.factors = tuple(width if group.role == "width" else expand)
+        if group.role == "expand" and opening.input is not None:
+            group.follows = of_run[channels.resolve(opening.input)[0]]
+    groups = [group for _, group in listed]
+    for pattern in roles:
+        if not any(fnmatch.fnmatch(group.name, pattern) for group in groups):
+            raise ValueError(f"roles: {pattern!r} matches none of the groups {[group.name for group in groups]}")
+    return groups, of_run
+
+
+def _inside(module: str, scope: str) -> bool:
+    return not scope or module == scope or module.startswith(f"{scope}.")
+
+
+def _role(model: nn.Module, scope: str, modules: list[str]) -> Role:
+    """*expand* where everything that makes or reads the channels sits in one block, *width* otherwise.
+
+    The block is the smallest module around them that is no mere container.
+    """
+    path = os.path.commonprefix([module.split(".") for module in modules])
+    if ".".join(path) in modules:
+        path = path[:-1]
+    while path and isinstance(model.get_submodule(".".join(path)), nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        path = path[:-1]
+    block = ".".join(path)
+    return "expand" if block != scope and _inside(block, scope) else "width"
+
+
+def _gated_by(
+    group: ChannelGroup, opening: Opening, found: Trace, of_run: dict[int, ChannelGroup], gated: set[int]
+) -> ChannelGroup | None:
+    """The group that a squeeze-and-excitation bottleneck gates, or None if the group is no such bottleneck."""
+    if not opening.pooled:
+        return None
+    resolve = found.channels.resolve
+    read_by = [other for other in found.openings if other.input and group in [of_run[r] for r in resolve(other.input)]]
+    results = {run for other in read_by for run in resolve(other.output)}
+    if not results or not results <= gated:
+        return None
+    return of_run[min(results)]

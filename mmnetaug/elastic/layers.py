@@ -1,0 +1,145 @@
+"""Elastic layers: stock layers whose parameters are read at the width in use.
+
+An elastic layer keeps its class (a subclass made on the fly), its name and its parameter names. It stores parameters of
+the largest network; reading ``layer.weight`` gives the part that the width in use needs, so any forward pass written
+against the stock layer works at any width. Along every dimension the channels of the tiny network come first in storage
+(of all runs, then the additional ones of each run): **the tiny network is the leading block of every parameter**.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .groups import ChannelGroup
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One elastic dimension of a parameter: the groups of the runs along it, in the order of the forward pass."""
+
+    dim: int
+    runs: tuple[ChannelGroup, ...]
+
+    @property
+    def base(self) -> int:
+        return sum(run.base_width for run in self.runs)
+
+    @property
+    def stored(self) -> int:
+        return sum(run.max_width for run in self.runs)
+
+    @property
+    def width(self) -> int:
+        return sum(run.width for run in self.runs)
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """Stretches (start, length) of storage that make up the width in use, in forward order."""
+        if len(self.runs) == 1:
+            return [(0, self.runs[0].width)]
+        pieces: list[tuple[int, int]] = []
+        base, extra = 0, self.base
+        for run in self.runs:
+            for start, length in ((base, run.base_width), (extra, run.width - run.base_width)):
+                if length and pieces and sum(pieces[-1]) == start:
+                    pieces[-1] = (pieces[-1][0], pieces[-1][1] + length)
+                elif length:
+                    pieces.append((start, length))
+            base += run.base_width
+            extra += run.max_width - run.base_width
+        return pieces
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The width in use along this dimension: a view where it is one stretch of storage, as at base width."""
+        pieces = self.pieces()
+        if len(pieces) == 1:
+            start, length = pieces[0]
+            return tensor if length == tensor.shape[self.dim] else tensor.narrow(self.dim, start, length)
+        return torch.cat([tensor.narrow(self.dim, start, length) for start, length in pieces], self.dim)
+
+
+class Elastic:
+    """Mixin of every elastic layer.
+
+    Attributes:
+        elastic_axes: Per elastic parameter or buffer, its elastic dimensions.
+        elastic_counts: Per integer attribute that counts channels or groups of them, the axis and its base value.
+    """
+
+    elastic_axes: dict[str, tuple[Axis, ...]]
+    elastic_counts: dict[str, tuple[Axis, int]]
+
+    def stored(self, name: str) -> Tensor:
+        """The parameter or buffer of the largest network."""
+        tensor = self._parameters.get(name)
+        return self._buffers[name] if tensor is None else tensor
+
+    def base_block(self, name: str) -> tuple[slice, ...]:
+        """Index of the tiny network's part of a parameter."""
+        index = [slice(None)] * self.stored(name).dim()
+        for axis in self.elastic_axes[name]:
+            index[axis.dim] = slice(axis.base)
+        return tuple(index)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Takes parameters of the largest network, or of the tiny one into the leading block."""
+        for name in self.elastic_axes:
+            given, stored = state_dict.get(prefix + name), self.stored(name)
+            block = self.base_block(name)
+            if given is not None and given.shape != stored.shape and given.shape == stored[block].shape:
+                merged = stored.detach().clone()
+                merged[block] = given.to(merged)
+                state_dict[prefix + name] = merged
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def make_layer_elastic(
+    layer: nn.Module, axes: dict[str, tuple[Axis, ...]], counts: dict[str, tuple[Axis, int]]
+) -> None:
+    """Turns a layer elastic in place, its parameters still at base size (``grow`` enlarges them)."""
+    layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))
+    layer.elastic_axes, layer.elastic_counts = axes, counts
+
+
+def grow(layer: nn.Module) -> None:
+    """Enlarges the parameters of an elastic layer to storage size; the additional entries are not initialised."""
+    for name, axes in layer.elastic_axes.items():
+        old = layer.stored(name)
+        shape = list(old.shape)
+        for axis in axes:
+            shape[axis.dim] = axis.stored
+        new = old.new_zeros(shape)
+        new[tuple(slice(size) for size in old.shape)] = old.detach()
+        if name in layer._parameters:
+            layer._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+        else:
+            layer._buffers[name] = new
+
+
+@functools.cache
+def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tuple[str, ...]) -> type[nn.Module]:
+    def tensor_property(name: str) -> property:
+        def read(self: Elastic) -> Tensor:
+            tensor = self.stored(name)
+            for axis in self.elastic_axes[name]:
+                tensor = axis.take(tensor)
+            return tensor
+
+        return property(read)
+
+    def count_property(name: str) -> property:
+        def read(self: Elastic) -> int | tuple[int, ...]:
+            axis, base = self.elastic_counts[name]
+            count = base * axis.width // axis.base
+            return (count,) if name == "normalized_shape" else count
+
+        # Constructors and copies write the attribute; the base value is kept in elastic_counts.
+        return property(read, lambda self, value: None)
+
+    members = {name: tensor_property(name) for name in tensors} | {name: count_property(name) for name in counts}
+    # MMEngine's initialisers know layers by their class name and the names of its direct bases: both stay.
+    return type(plain.__name__, (Elastic, plain, *plain.__bases__), {"__module__": __name__, **members})

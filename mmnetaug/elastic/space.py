@@ -1,0 +1,124 @@
+"""The elastic network's space of widths: sampling them, setting them, and the tiny network's state dict."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .groups import ChannelGroup
+from .layers import Elastic
+
+
+class ElasticSpace:
+    """All networks an elastic network contains; attached to it as ``model.elastic``.
+
+    Attributes:
+        groups: The channel groups in graph order, those held at base width included.
+        driven: Whether an optimizer wrapper that adds augmented passes is at work. Without one the additional channels
+            would never learn, so a training forward is refused.
+    """
+
+    def __init__(self, groups: list[ChannelGroup]) -> None:
+        self.groups = groups
+        self.driven = False
+
+    def base(self) -> list[int]:
+        """Widths of the tiny network, one per group."""
+        return [group.base_width for group in self.groups]
+
+    def largest(self) -> list[int]:
+        """Widths of the largest augmented network."""
+        return [group.max_width for group in self.groups]
+
+    def sample(self, seed: int, iteration: int, width: bool = True, expand: bool = True) -> list[int]:
+        """Widths of the augmented network of one training step.
+
+        A pure function of its arguments: equal on all ranks, after a resume and on any device.
+
+        Args:
+            seed: Seed of the run.
+            iteration: Training iteration.
+            width: Whether width factors are sampled; they are 1 otherwise.
+            expand: Whether expand factors are sampled.
+
+        Returns:
+            One width per group.
+        """
+        generator = random.Random(f"{seed}:{iteration}")
+        own = {group: generator.choice(group.choices()) for group in self.groups}
+        on = {"width": width, "expand": expand, "squeeze": True}
+        own = {group: factor if on[group.role] else 1.0 for group, factor in own.items()}
+
+        def width_factor(group: ChannelGroup | None) -> float:
+            if group is None or group.held_reason:
+                return 1.0
+            return own[group] if group.role == "width" else width_factor(group.follows)
+
+        def factor(group: ChannelGroup) -> float:
+            if group.held_reason or group.role == "width":
+                return own.get(group, 1.0)
+            return own[group] * (factor(group.follows) if group.role == "squeeze" else width_factor(group.follows))
+
+        return [group.round(factor(group)) for group in self.groups]
+
+    @contextlib.contextmanager
+    def at(self, widths: list[int]) -> Iterator[None]:
+        """Sets widths (one per group) for the time of a ``with`` block."""
+        before = [group.width for group in self.groups]
+        try:
+            self._set(widths)
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, widths: list[int]) -> None:
+        for group, width in zip(self.groups, widths, strict=True):
+            group.width = width
+
+
+def find_spaces(model: nn.Module) -> list[ElasticSpace]:
+    """The elastic spaces in a model (whole or in one of its submodules; wrappers such as DDP are looked through)."""
+    return [module.elastic for module in model.modules() if isinstance(getattr(module, "elastic", None), ElasticSpace)]
+
+
+def base_state_dict(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tiny network's state dict: stock names, base shapes.
+
+    Args:
+        model: An elastic model (or a plain one, whose state dict comes back as it is).
+        state: A state dict of that model to take the values from, an EMA copy for instance; its own by default.
+
+    Returns:
+        Tensors that own their memory. Loads strictly into the plain model.
+    """
+    state = dict(model.state_dict() if state is None else state)
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, Elastic):
+            for name in layer.elastic_axes:
+                key = f"{path}.{name}" if path else name
+                state[key] = state[key][layer.base_block(name)]
+    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def fill_new_channels(model: nn.Module, seed: int = 0) -> None:
+    """Initialises everything outside of the tiny network, by drawing from the tiny network's own values.
+
+    Every entry is a value of the same parameter's leading block at random: new channels start at exactly the scale of
+    the plain network's, constants (norm weights and statistics) are taken over, and the tiny network is untouched. The
+    global random state is left alone, so that the tiny network starts as the plain one would from the same seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.modules():
+            if not isinstance(layer, Elastic):
+                continue
+            for name in layer.elastic_axes:
+                stored, block = layer.stored(name), layer.base_block(name)
+                base = stored[block].clone()
+                picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
+                stored.copy_(base.flatten()[picked].view(stored.shape))
+                stored[block] = base

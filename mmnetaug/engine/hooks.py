@@ -1,0 +1,157 @@
+"""What happens between NetAug steps: the schedule of the augmentation, and checkpoints with their tiny twins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from ..elastic import base_state_dict, find_spaces
+from ..registry import HOOKS
+from .optim_wrapper import _NetAugStep
+
+
+@HOOKS.register_module()
+class NetAugScheduleHook(Hook):
+    """Switches width and expand augmentation off during training; with both off, training is plain.
+
+    The authors switch width augmentation off for the second half and keep expand augmentation to the end
+    (``width_until=0.5``). What is on follows from the progress of training alone, so it is the same after a resume.
+
+    Args:
+        width_until: When width augmentation ends: a share of the training if below 1, otherwise a number of epochs (of
+            iterations with ``by_epoch=False``). None: never.
+        expand_until: The same for expand augmentation.
+        by_epoch: Unit of the two.
+    """
+
+    def __init__(
+        self, width_until: float | None = None, expand_until: float | None = None, by_epoch: bool = True
+    ) -> None:
+        for name, until in (("width_until", width_until), ("expand_until", expand_until)):
+            if until is not None and until < 0:
+                raise ValueError(f"{name} is a share of the training or a number of epochs or iterations, got {until}")
+        self.width_until, self.expand_until, self.by_epoch = width_until, expand_until, by_epoch
+
+    def before_train(self, runner: Runner) -> None:
+        """Raises TypeError where there is nothing to schedule."""
+        if not isinstance(runner.optim_wrapper, _NetAugStep):
+            raise TypeError(
+                f"NetAugScheduleHook schedules NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: "
+                "set optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Sets the wrapper's switches for this iteration."""
+        done, total = (runner.epoch, runner.max_epochs) if self.by_epoch else (runner.iter, runner.max_iters)
+
+        def is_on(until: float | None) -> bool:
+            return until is None or done < (until * total if until < 1 else until)
+
+        runner.optim_wrapper.width = is_on(self.width_until)
+        runner.optim_wrapper.expand = is_on(self.expand_until)
+
+
+@register_backend("mmnetaug_atomic", force=True)
+class AtomicBackend(LocalBackend):
+    """Local files that are either complete or not there, and are only removed once their successor is written."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._condemned: dict[Path, int] = {}
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes under a temporary name and renames."""
+        temporary = f"{filepath}.tmp"
+        super().put(obj, temporary)
+        os.replace(temporary, filepath)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Notes the file for removal by ``sweep``."""
+        self._condemned[Path(filepath)] = os.stat(filepath).st_mtime_ns
+
+    def sweep(self) -> None:
+        """Removes what was noted and not written anew since, with its tiny twin."""
+        for path, modified in self._condemned.items():
+            if path.exists() and path.stat().st_mtime_ns == modified:
+                path.unlink()
+                tiny_path(path).unlink(missing_ok=True)
+        self._condemned.clear()
+
+
+@HOOKS.register_module()
+class TinyCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, with the tiny network written beside every checkpoint and no file left half done.
+
+    ``epoch_10.pth`` (everything needed to resume) gets a twin ``epoch_10_tiny.pth``: the tiny network's weights under
+    their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without NetAug,
+    with ``weights_only=True`` and without mmnetaug. Checkpoints of plain models get no twin.
+
+    Args:
+        args: As of ``CheckpointHook``.
+        kwargs: As of ``CheckpointHook``; checkpoints go to the local file system.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("backend_args", {"backend": "mmnetaug_atomic"})
+        super().__init__(*args, **kwargs)
+        self._tiny: dict[str, Any] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Takes the tiny network out of what is being saved (the EMA copy, where ``EMAHook`` has put that in)."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not find_spaces(model):
+            return
+        meta = checkpoint["meta"]
+        self._tiny = {
+            "state_dict": base_state_dict(model, checkpoint["state_dict"]),
+            "meta": {
+                "epoch": meta["epoch"],
+                "iter": meta["iter"],
+                "dataset_meta": _plain(meta.get("dataset_meta", {})),
+                "mmengine_version": meta["mmengine_version"],
+            },
+        }
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._finish([self.last_ckpt])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        best = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
+        self._finish([path for path in best if path])
+
+    def _finish(self, saved: list[str]) -> None:
+        """Writes the twins of what was saved since they were, then removes what was replaced."""
+        for path in map(Path, saved):
+            twin = tiny_path(path)
+            if self._tiny is None or not path.exists():
+                continue
+            if not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns:
+                temporary = f"{twin}.tmp"
+                torch.save(self._tiny, temporary)
+                os.replace(temporary, twin)
+        if isinstance(self.file_backend, AtomicBackend):
+            self.file_backend.sweep()
+
+
+def tiny_path(path: str | Path) -> Path:
+    """Where the tiny twin of a checkpoint lies."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_tiny.pth")
+
+
+def _plain(value: Any) -> Any:
+    """Containers, numbers and strings only: what loads with ``weights_only=True``."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,242 @@
+"""The NetAug step: an optimizer wrapper that adds one augmented pass to every base pass.
+
+One step (paper section 3.2, equation 3): forward and backward of the tiny network, then forward and backward of one
+sampled augmented network on the same batch, then one optimizer step on the sum of both gradients. The graphs of the two
+passes are never alive together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..elastic import ElasticSpace, find_spaces
+from ..registry import OPTIM_WRAPPERS
+
+
+class _NetAugStep:
+    """What both wrappers share; stands before MMEngine's wrapper in the method resolution order.
+
+    Args:
+        alpha: Weight of the augmented loss (α of equation 3).
+        seed: Seed of the sampled widths; with the iteration number it determines them.
+        clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
+            step. By default each pass is clipped by itself: the tiny network's own gradient is clipped exactly as in
+            plain training.
+
+    Attributes:
+        width: Whether width factors are sampled at present (set by ``NetAugScheduleHook``).
+        expand: Whether expand factors are. With both off, no augmented pass is run.
+    """
+
+    def __init__(
+        self, *args: Any, alpha: float = 1.0, seed: int = 0, clip_together: bool = False, **kwargs: Any
+    ) -> None:
+        self._configure(alpha, seed, clip_together)
+        super().__init__(*args, **kwargs)
+
+    def _configure(self, alpha: float = 1.0, seed: int = 0, clip_together: bool = False) -> None:
+        self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
+        self.width = self.expand = True
+        self._model: nn.Module | None = None
+        self._spaces: list[ElasticSpace] = []
+        self._norms: list[nn.Module] = []
+        self._inputs: tuple[tuple, dict] | None = None
+        self._other_gradients: list[Tensor | None] | None = None
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of the base forward pass: remembers its inputs for the augmented pass.
+
+        Raises:
+            RuntimeError: If nothing in the model is elastic.
+        """
+        self._attach(model)
+        if not self._augments():
+            with super().optim_context(model):
+                yield
+            return
+        # The augmented pass synchronises the sum of both gradients, unless they are clipped one by one.
+        synchronised_later = hasattr(model, "no_sync") and not self._clips_apart()
+        remember = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        try:
+            with model.no_sync() if synchronised_later else contextlib.nullcontext(), super().optim_context(model):
+                yield
+        finally:
+            remember.remove()
+
+    def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
+        """Backward of the base loss, the augmented pass, and the optimizer step when one is due.
+
+        Args:
+            loss: The base loss, a scalar.
+            step_kwargs: Arguments of the optimizer's ``step``.
+            zero_kwargs: Arguments of the optimizer's ``zero_grad``.
+        """
+        if not self._augments():
+            super().update_params(loss, step_kwargs, zero_kwargs)
+            return
+        count = self._inner_count  # a step counts once, though it runs two backward passes
+        self.backward(self.scale_loss(loss))
+        self._inner_count = count
+        if self._clips_apart():
+            self._swap_gradients()
+        self._augmented_pass()
+        if self._clips_apart():
+            self._swap_gradients()
+        if self.should_update():
+            self.step(**(step_kwargs or {}))
+            self.zero_grad(**(zero_kwargs or {}))
+
+    def step(self, **kwargs: Any) -> None:
+        """Optimizer step on the sum of both gradients."""
+        if self._other_gradients is None:
+            super().step(**kwargs)
+            return
+        settings, self.clip_grad_kwargs = self.clip_grad_kwargs, None
+        try:
+            self._clip_each_and_add(settings)
+            super().step(**kwargs)
+        finally:
+            self.clip_grad_kwargs = settings
+            self._other_gradients = None
+
+    def _attach(self, model: nn.Module) -> None:
+        if model is self._model:
+            return
+        self._spaces = find_spaces(model)
+        if not self._spaces:
+            raise RuntimeError(
+                f"{type(self).__name__} trains elastic models, and nothing in {type(_unwrap(model)).__name__} is: wrap "
+                "the model's config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's own optimizer wrapper."
+            )
+        for space in self._spaces:
+            space.driven = True
+        self._norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        self._model = model
+
+    def _augments(self) -> bool:
+        return self.width or self.expand
+
+    def _clips_apart(self) -> bool:
+        return bool(self.clip_grad_kwargs) and not self.clip_together
+
+    def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._inputs = (args, kwargs)
+
+    def _augmented_pass(self) -> None:
+        """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
+        if self._inputs is None:
+            raise RuntimeError("the model's forward was not called in optim_context: there is nothing to augment")
+        (args, kwargs), self._inputs = self._inputs, None
+        model, iteration = self._model, self._inner_count
+        with contextlib.ExitStack() as stack:
+            for space in self._spaces:
+                stack.enter_context(space.at(space.sample(self.seed, iteration, self.width, self.expand)))
+            stack.enter_context(_statistics_untouched(self._norms))
+            stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}"))
+            with super().optim_context(model):
+                losses = model(*args, **kwargs)
+            loss, _ = _unwrap(model).parse_losses(losses)
+            # Backward inside of the context: activation checkpointing recomputes at the sampled widths.
+            self.backward(self.scale_loss(self.alpha * loss))
+        self.message_hub.update_scalar("train/loss_aug", loss.item())
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _swap_gradients(self) -> None:
+        """Exchanges the base gradients and the augmented ones, which gather apart over accumulated iterations."""
+        parameters = self._parameters()
+        others = self._other_gradients or [None] * len(parameters)
+        self._other_gradients = [parameter.grad for parameter in parameters]
+        for parameter, gradient in zip(parameters, others, strict=True):
+            parameter.grad = gradient
+
+    def _clip_each_and_add(self, settings: dict[str, Any]) -> None:
+        scaler = getattr(self, "loss_scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        settings = {
+            key: value * scale if key in ("max_norm", "clip_value") else value for key, value in settings.items()
+        }
+        parameters = self._parameters()
+        for name in ("", "_aug"):
+            with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+            size = self.clip_func(with_gradient, **settings) if with_gradient else None
+            if size is not None:  # clipping by value returns nothing
+                self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(size) / scale)
+            self._swap_gradients()
+        for parameter, other in zip(parameters, self._other_gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = other
+            elif other is not None:
+                parameter.grad.add_(other)
+
+
+@OPTIM_WRAPPERS.register_module()
+class NetAugOptimWrapper(_NetAugStep, OptimWrapper):
+    __doc__ = f"MMEngine's ``OptimWrapper`` with NetAug's augmented pass.\n\n    {_NetAugStep.__doc__}"
+
+
+@OPTIM_WRAPPERS.register_module()
+class NetAugAmpOptimWrapper(_NetAugStep, AmpOptimWrapper):
+    """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
+
+    def __init__(self, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            super().__init__(*args, dtype=dtype, **kwargs)
+            return
+        # AmpOptimWrapper refuses to be built without an accelerator. A CPU has bfloat16, which needs no loss scaling.
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
+        kwargs.pop("loss_scale", None)
+        self._configure(**{key: kwargs.pop(key) for key in ("alpha", "seed", "clip_together") if key in kwargs})
+        OptimWrapper.__init__(self, *args, **kwargs)
+        self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
+        self.cast_dtype = torch.bfloat16
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextlib.contextmanager
+def _statistics_untouched(norms: list[nn.Module]) -> Iterator[None]:
+    """Running statistics stay those of the tiny network; norms in training mode use the batch's either way."""
+    tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: str) -> Iterator[None]:
+    """Random numbers drawn inside (dropout, samplers of a head) are a function of ``seed`` and leave no trace outside."""
+    number = random.Random(seed).getrandbits(32)
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        random.seed(number)
+        np.random.seed(number)
+        torch.default_generator.manual_seed(number)
+        if devices:
+            torch.cuda.manual_seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
