@@ -32,8 +32,13 @@ help:
 
 setup: $(READY)
 
+# The tiny network is tested as a stranger would: by the config that knows nothing of NetAug.
+DEMO := work_dirs/yolov3_mbv3_w035_netaug_digits
 demo: setup
-	$(RUN) tools/train.py configs/yolov3_mbv3_w035_netaug_digits.py
+	$(RUN) tools/train.py configs/yolov3_mbv3_w035_netaug_digits.py --work-dir $(DEMO)
+	checkpoint=$$(cat $(DEMO)/last_checkpoint) && \
+	  $(RUN) tools/test.py configs/yolov3_mbv3_w035_digits.py $${checkpoint%.pth}_tiny.pth \
+	    --work-dir $(DEMO)/test --show-dir detections
 
 test: lint
 	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
