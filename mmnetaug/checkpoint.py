@@ -1,11 +1,11 @@
 """Reading checkpoint files without running what they contain.
 
 A checkpoint is a pickle, and a pickle can run any command when it is loaded. Tiny checkpoints hold tensors and plain
-types, so they load with torch's restricted unpickler. MMEngine's training checkpoints hold more than that (its
-``HistoryBuffer``, numpy scalars): the original line cannot resume from its own under torch 2.6 and later, and the
-maintained line falls back to a full unpickle for *any* file. So who may run code is said here: nobody within
-:func:`tensors_only`, and a file the user vouches for, such as one in the own work directory, within
-:func:`trusted_load`.
+types, so torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``,
+numpy scalars). Under torch 2.6 and later the original line therefore cannot resume from its own, and the maintained
+line goes too far: it allows ``getattr``, with which a pickle reaches everything, and falls back to a full unpickle for
+*any* file. So who may run code is said here: nobody within :func:`tensors_only`, and a file the user vouches for, such
+as one in the own work directory, within :func:`trusted_load`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 # How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
 # the second only those that do not say `weights_only` themselves.
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANY_OBJECT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
+_local_loader: Callable[..., Any] = load_from_local
+"""What MMEngine loads local files with at the moment."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says which, why, and what to do."""
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a checkpoint of tensors and plain types onto the CPU; refuse anything that would need to run code.
+def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint of tensors and plain types; refuse anything that would need to run code.
 
     Args:
         path: File written by ``torch.save``.
+        map_location: As for ``torch.load``.
 
     Returns:
         What was saved: a state dict, or a dict that holds one under ``"state_dict"``.
@@ -42,11 +47,11 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: No such file, a damaged one, one that is not a checkpoint, or one that holds other objects.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
         if isinstance(error, pickle.UnpicklingError) and _is_torch_file(path):
             raise CheckpointError(
@@ -70,8 +75,12 @@ def _is_torch_file(path: Path) -> bool:
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Within this context no ``torch.load`` of this process unpickles objects, whatever its caller asks for."""
-    with _environment(_ONLY_TENSORS, overrules=_ANY_OBJECT):
+    """Within this context MMEngine loads local checkpoints by :func:`load_tensors`, errors included.
+
+    That covers ``load_from``, ``resume``, ``init_cfg`` and teachers alike. Files from elsewhere (``https://``,
+    ``s3://``) are never unpickled in full either, whatever the caller of ``torch.load`` asks for.
+    """
+    with _loading_by(load_tensors, _ONLY_TENSORS, overrules=_ANY_OBJECT):
         yield
 
 
@@ -82,19 +91,24 @@ def trusted_load() -> Iterator[None]:
     For files that the user vouches for and for nothing else: loading one can run any command. Also a decorator, which
     keeps it to one call: ``runner.resume = trusted_load()(runner.resume)``.
     """
-    with _environment(_ANY_OBJECT, overrules=_ONLY_TENSORS):
+    with _loading_by(load_from_local, _ANY_OBJECT, overrules=_ONLY_TENSORS):
         yield
 
 
 @contextmanager
-def _environment(switch: str, overrules: str) -> Iterator[None]:
-    """Set one environment variable and unset another; put both back at the end."""
+def _loading_by(loader: Callable[..., Any], switch: str, overrules: str) -> Iterator[None]:
+    """Give MMEngine a loader of local files, set one environment variable and unset another; at the end undo it all."""
+    global _local_loader
     before = {name: os.environ.get(name) for name in (switch, overrules)}
-    os.environ[switch] = "1"
-    os.environ.pop(overrules, None)
+    outer, _local_loader = _local_loader, loader
     try:
+        CheckpointLoader.register_scheme("", loader, force=True)
+        os.environ[switch] = "1"
+        os.environ.pop(overrules, None)
         yield
     finally:
+        _local_loader = outer
+        CheckpointLoader.register_scheme("", outer, force=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

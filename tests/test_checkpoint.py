@@ -98,14 +98,36 @@ def load_with_mmengine(path: Path) -> dict:
     return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
 
 
-def test_tensors_only_binds_mmengine_too(exploit, monkeypatch: pytest.MonkeyPatch):
+def test_tensors_only_binds_mmengine_too(exploit, training_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # whatever the user's shell says
     path, ran = exploit
-    with tensors_only(), pytest.raises(Exception, match=r"(?i)weights.only"):
-        load_with_mmengine(path)
+    for refused in (path, training_checkpoint):
+        with tensors_only(), pytest.raises(CheckpointError, match="pickled objects"):
+            load_with_mmengine(refused)
     assert not ran.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_tensors_only_allows_no_getattr(tmp_path: Path):
+    """The maintained line allows ``getattr`` in any file, and by it a pickle reaches every function there is."""
+
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "current")
+
+    path = tmp_path / "reaches.pth"
+    torch.save({"state_dict": {}, "meta": Reach()}, path)
+    with tensors_only(), pytest.raises(CheckpointError, match="pickled objects"):
+        load_with_mmengine(path)
+
+
+def test_tensors_only_loads_tensors(tmp_path: Path):
+    path = tmp_path / "epoch_1_tiny.pth"
+    torch.save(WEIGHTS, path)
+    with tensors_only():
+        loaded = load_with_mmengine(path)
+    torch.testing.assert_close(loaded["state_dict"], WEIGHTS["state_dict"], rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
@@ -116,6 +138,7 @@ def test_trusted_load_lets_mmengine_read_its_own(training_checkpoint: Path):
         assert loaded["message_hub"]["log_scalars"]["train/loss"].current() == 1.0
         # as a decorator it covers one call and nothing after it
         trusted_load()(load_with_mmengine)(training_checkpoint)
-        assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+        with pytest.raises(CheckpointError):
+            load_with_mmengine(training_checkpoint)
         assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,11 @@ def test_operators_are_declared_only_where_torchvision_cannot_load_its_own(tmp_p
     (package / "_C.so").write_text("no library for this torch")
     script = LOADS_IT.format(loads=loads, environment=environment.__file__)
     run = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(not loads)
