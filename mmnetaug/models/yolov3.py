@@ -1,0 +1,90 @@
+"""YOLOv3 neck and head for tiny networks: mmdet's, with every k x k convolution made depthwise-separable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmdet.models import YOLOV3Head, YOLOV3Neck
+from mmdet.utils import InstanceList, OptInstanceList
+from torch import Tensor, nn
+
+from mmnetaug.registry import MODELS
+
+
+def separate_convs(module: nn.Module) -> None:
+    """Replace every k x k ``ConvModule`` (k > 1) below ``module`` by a depthwise-separable one with its norm and act.
+
+    Works in place; the new layers start as mmcv initialises them (He normal, fan-out).
+    """
+    for name, child in module.named_children():
+        if isinstance(child, ConvModule) and max(child.conv.kernel_size) > 1:
+            conv = child.conv
+            separable = DepthwiseSeparableConvModule(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                stride=conv.stride,
+                padding=conv.padding,
+                norm_cfg=child.norm_cfg,
+                act_cfg=child.act_cfg,
+            )
+            setattr(module, name, separable)
+        else:
+            separate_convs(child)
+
+
+@MODELS.register_module()
+class DepthwiseYOLOV3Neck(YOLOV3Neck):
+    """mmdet's YOLOv3 neck with depthwise-separable 3x3 convolutions. Arguments: see ``mmdet.YOLOV3Neck``."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        separate_convs(self)
+
+
+@MODELS.register_module()
+class DepthwiseYOLOV3Head(YOLOV3Head):
+    """mmdet's YOLOv3 head with depthwise-separable 3x3 convolutions and losses per image.
+
+    mmdet sums the losses over the images of one GPU, so that its learning rate means something else with every batch
+    size. Here the sums (``reduction='sum'``) are divided by the number of images, as in GluonCV.
+
+    Arguments: see ``mmdet.YOLOV3Head``.
+    """
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        separate_convs(self.convs_bridge)
+
+    def init_weights(self) -> None:
+        """Initialise as mmdet does, but leave He normal weights in front of the batch norms.
+
+        mmdet's standard deviation of 0.01 suits the predicting layers. In front of a batch norm, weights so small
+        only multiply the effective learning rate.
+        """
+        super().init_weights()
+        for module in self.convs_bridge.modules():
+            if isinstance(module, ConvModule):
+                module.init_weights()
+
+    def loss_by_feat(
+        self,
+        pred_maps: Sequence[Tensor],
+        batch_gt_instances: InstanceList,
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: OptInstanceList = None,
+    ) -> dict[str, list[Tensor]]:
+        """Losses per level, averaged over the images; see ``mmdet.YOLOV3Head.loss_by_feat``.
+
+        Args:
+            pred_maps: Per level, (N, anchors * (5 + classes), H, W).
+            batch_gt_instances: Per image, ``bboxes`` (n, 4) in pixels and ``labels`` (n,).
+            batch_img_metas: Per image, its meta information.
+            batch_gt_instances_ignore: Not used by YOLOv3.
+
+        Returns:
+            ``loss_cls``, ``loss_conf``, ``loss_xy`` and ``loss_wh``, each one scalar per level.
+        """
+        losses = super().loss_by_feat(pred_maps, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+        return {name: [level / len(batch_img_metas) for level in levels] for name, levels in losses.items()}
