@@ -1,0 +1,160 @@
+"""What a network costs: multiply-accumulates and parameters, counted exactly for one image.
+
+The counting convention is the paper's: convolutions, linear layers and matrix products count, biases, norms and
+activations do not. Nothing is computed: the network runs on fake tensors, which have a shape and no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmnetaug.elastic import base_state_dict, find_spaces
+from mmnetaug.forward import tensor_forward, untraced_readers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one network at one input size.
+
+    Attributes:
+        macs: Multiply-accumulates of one image.
+        params: Number of parameters, see :func:`count_params`.
+        input_shape: ``(1, C, H, W)``.
+        not_counted: Parts of a detector whose cost depends on the proposals or the queries (``roi_head``, ...), so
+            that ``macs`` leaves them out.
+    """
+
+    macs: int
+    params: int
+    input_shape: tuple[int, int, int, int]
+    not_counted: tuple[str, ...] = ()
+
+
+def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost:
+    """Count the multiply-accumulates and parameters of a model in eval mode.
+
+    An elastic model is counted as its tiny network, whatever widths it is set to.
+
+    Args:
+        model: Detector, classifier or backbone, on any device. Left as it was: modes, widths and buffers.
+        input_shape: ``(1, C, H, W)``.
+
+    Raises:
+        ValueError: The model cannot run at that input size, or uses an operator that has no formula (the compiled
+            operators of mmcv, such as deformable convolution), so that a count would be wrong.
+    """
+    if len(input_shape) != 4 or input_shape[0] != 1 or min(input_shape) < 1:
+        raise ValueError(f"input shape must be (1, C, H, W) with positive sizes, got {tuple(input_shape)}")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        for space in find_spaces(model):
+            stack.enter_context(space.at(space.base()))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(counter)
+        try:
+            tensor_forward(model, torch.empty(input_shape, device=device))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise ValueError(
+                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+    return Cost(
+        macs=counter.get_total_flops() // 2,
+        params=count_params(model),
+        input_shape=tuple(input_shape),
+        not_counted=tuple(untraced_readers(model)),
+    )
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included, buffers not; of an elastic model those of its tiny network."""
+    if not find_spaces(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+    tiny = base_state_dict(model)
+    return sum(tiny[name].numel() for name, _ in model.named_parameters())
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode and afterwards back in the mode it was in.
+
+    ``model.train()`` would not do: OpenMMLab backbones keep frozen stages and norms in eval mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+    """The shape in which the test pipeline of a config hands one image to its model.
+
+    Args:
+        cfg: Config of mmdet or mmpretrain.
+        model: The model built from it; its data preprocessor knows the number of channels and the padding.
+        size: ``(H, W)`` in place of the pipeline's.
+
+    Returns:
+        ``(1, C, H, W)``. Where the pipeline keeps the aspect ratio, ``H × W`` is the box that images are fitted
+        into, so the cost is that of the largest image.
+
+    Raises:
+        ValueError: No transform of the pipeline sets a size.
+    """
+    preprocessor = getattr(model, "data_preprocessor", None)
+    mean: Tensor | None = getattr(preprocessor, "mean", None)
+    height, width = size or _pipeline_size(cfg)
+    if size is None:
+        divisor = getattr(preprocessor, "pad_size_divisor", 1)
+        height, width = (-(-n // divisor) * divisor for n in (height, width))
+    return 1, 3 if mean is None else mean.numel(), height, width
+
+
+# mmcv and mmdet give sizes as (width, height), mmpretrain gives one number for both or the short edge.
+_SIZE_ARGUMENTS = {
+    "Resize": "scale",
+    "FixScaleResize": "scale",
+    "ResizeEdge": "scale",
+    "Pad": "size",
+    "CenterCrop": "crop_size",
+    "EfficientNetCenterCrop": "crop_size",
+}
+
+
+def _pipeline_size(cfg: Config) -> tuple[int, int]:
+    """``(H, W)`` after the last transform of the test (or else validation) pipeline that sets a size."""
+    size = None
+    for transform in _test_pipeline(cfg):
+        kind = transform["type"] if isinstance(transform["type"], str) else transform["type"].__name__
+        value = transform.get(_SIZE_ARGUMENTS.get(kind.split(".")[-1], ""))
+        if value is not None:
+            size = (value, value) if isinstance(value, int) else tuple(value)
+    if size is None:
+        raise ValueError(
+            "the input size is not in this config (no transform of its test pipeline sets one); give it with "
+            "--input-shape H W"
+        )
+    return size[1], size[0]
+
+
+def _test_pipeline(cfg: Config) -> list[dict]:
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
+    dataset = loader.get("dataset") or {}
+    while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
+        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+    return dataset.get("pipeline") or []

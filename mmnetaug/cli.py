@@ -1,0 +1,166 @@
+"""What the command line tools share: reading a config, reporting errors, writing results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmnetaug.checkpoint import CheckpointError
+from mmnetaug.datasets import DataError, fill_config
+from mmnetaug.elastic import TraceError
+
+
+class UserError(Exception):
+    """Something that the person who typed the command can put right: shown as a message, without a traceback."""
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool taking a config has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of the config"
+    )
+    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the config's data_root")
+    return parser
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of tools that run MMEngine's Runner."""
+    parser.add_argument("--work-dir", help="where logs and checkpoints go (default: ./work_dirs/<config name>)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="let checkpoints from elsewhere run code on this machine when they are loaded (they may hold any pickle)",
+    )
+    # torch.distributed.launch passes this one; torchrun sets the environment instead
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config of a tool's arguments and apply ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+
+    Raises:
+        UserError: No such file, a broken config, or an option that does not fit it.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        raise UserError(f"no config file at {path}")
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (OSError, SyntaxError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
+    if getattr(args, "work_dir", None):
+        cfg.work_dir = args.work_dir
+    elif not cfg.get("work_dir"):
+        cfg.work_dir = str(Path("work_dirs") / path.stem)
+    cfg.launcher = getattr(args, "launcher", "none")
+    if cfg.launcher != "none":
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return cfg
+
+
+def fill_data(cfg: Config, args: argparse.Namespace) -> None:
+    """Point a config at ``--data-root``, and complete it where it reads its classes from the data.
+
+    Raises:
+        DataError: The data are not there.
+        UserError: The config has no place for a data root.
+    """
+    try:
+        fill_config(cfg, args.data_root)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build MMEngine's Runner, and with it the model.
+
+    Raises:
+        UserError: The config names something unknown, or gives it arguments that it does not take.
+    """
+    if (cfg.get("default_scope") or "") == "mmpretrain":
+        # mmpretrain's configs leave this to its tools
+        for split in ("train", "val", "test"):
+            if cfg.get(f"{split}_dataloader"):
+                cfg[f"{split}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
+    with reported_as_user_error("this config cannot be set up"):
+        return Runner.from_cfg(cfg)
+
+
+@contextlib.contextmanager
+def reported_as_user_error(what: str) -> Iterator[None]:
+    """Report what builders raise at an unknown type or a wrong argument in a config as a :class:`UserError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, TraceError) as error:
+        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def unwrapped_model(runner: Runner) -> nn.Module:
+    """The runner's model without the wrapper of distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether ``path`` is a file below ``folder``, links followed."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that reports, asked before the process group exists."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: argparse.Namespace) -> int:
+    """Run a tool's body, write the figures it returns as ``--json`` asks, and report user errors without a traceback.
+
+    With ``--json -`` the figures have standard output to themselves: everything printed on the way goes to standard
+    error.
+
+    Returns:
+        The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
+    """
+    target = getattr(args, "json", None)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if target == "-" else contextlib.nullcontext():
+            figures = tool(args)
+    except (UserError, CheckpointError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if target and is_main_process():
+        text = json.dumps(figures, indent=2, default=float) + "\n"
+        if target == "-":
+            sys.stdout.write(text)
+        else:
+            with replaced_when_done(target) as temporary:
+                temporary.write_text(text)
+    return 0
+
+
+@contextlib.contextmanager
+def replaced_when_done(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; rename it at the end, so that no half file is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,337 @@
+"""Everything that can be known before the first iteration: what the network costs, what NetAug widens and what it
+leaves alone, and whether the data, the optimizer wrapper and the checkpoints fit it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_shape
+from mmnetaug.checkpoint import load_tensors, tensors_only, trusted_load
+from mmnetaug.cli import UserError, reported_as_user_error
+from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
+from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config as MMEngine's Runner does, on the CPU, its weights not yet initialised.
+
+    Raises:
+        UserError: The config names something unknown, or gives it arguments that it does not take.
+    """
+    init_default_scope(cfg.get("default_scope") or "mmengine")
+    if not cfg.get("model"):
+        raise UserError("this config has no model")
+    model = dict(cfg.model)
+    if cfg.get("data_preprocessor"):
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    with reported_as_user_error("the model of this config cannot be built"):
+        return MODELS.build(model)
+
+
+# --- what the network is ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NetworkReport:
+    """What a model is made of, and what NetAug does to it.
+
+    Attributes:
+        model: Class of the model.
+        backbone: Class of its backbone; None where the model has none.
+        params: Parameters of the tiny network.
+        cost: Its cost at the config's input size; None where it cannot be counted.
+        cost_problem: Why not.
+        groups: The channel groups of an elastic model, those held at base width included; empty for a plain one.
+    """
+
+    model: str
+    backbone: str | None
+    params: int
+    cost: Cost | None
+    cost_problem: str | None
+    groups: list[ChannelGroup]
+
+    def figures(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return {
+            "model": self.model,
+            "backbone": self.backbone,
+            "macs": self.cost and self.cost.macs,
+            "params": self.params,
+            "input_shape": self.cost and list(self.cost.input_shape),
+            "not_counted": list(self.cost.not_counted) if self.cost else [],
+            "cost_problem": self.cost_problem,
+            "groups": [
+                {
+                    "name": group.name,
+                    "role": group.role,
+                    "base_width": group.base_width,
+                    "widths": list(group.widths),
+                    "held_reason": group.held_reason,
+                }
+                for group in self.groups
+            ],
+        }
+
+    def __str__(self) -> str:
+        network = self.model + (f" with backbone {self.backbone}" if self.backbone else "")
+        lines = [f"network: {network}, {self.params / 1e6:.3f} M parameters"]
+        if self.cost:
+            shape = "x".join(map(str, self.cost.input_shape[1:]))
+            rest = f" (without {', '.join(self.cost.not_counted)})" if self.cost.not_counted else ""
+            lines.append(f"  {self.cost.macs / 1e6:.2f} M MACs at {shape}{rest}")
+        else:
+            lines.append(f"  MACs unknown: {self.cost_problem}")
+        return "\n".join(lines + self._augmentation())
+
+    def _augmentation(self) -> list[str]:
+        if not self.groups:
+            return ["NetAug: off, a plain network"]
+        widened = [group for group in self.groups if not group.held_reason]
+        held = [group for group in self.groups if group.held_reason]
+        lines = [f"NetAug: {len(widened)} of {len(self.groups)} channel groups augmented"]
+        if widened:
+            lines.append(f"  {'role':<8} {'groups':>6}  {'base widths':>12}  {'largest widths':>14}")
+        for role in dict.fromkeys(group.role for group in widened):
+            of_role = [group for group in widened if group.role == role]
+            base = _range([group.base_width for group in of_role])
+            largest = _range([group.widths[-1] for group in of_role])
+            lines.append(f"  {role:<8} {len(of_role):>6}  {base:>12}  {largest:>14}")
+        for reason in dict.fromkeys(group.held_reason for group in held):
+            names = [group.name for group in held if group.held_reason == reason]
+            lines.append(f"  at base  {len(names):>6}  {reason}: {_few(names)}")
+        return lines
+
+
+def inspect_network(cfg: Config, model: nn.Module, size: tuple[int, int] | None = None) -> NetworkReport:
+    """Count the cost of a model and list its channel groups.
+
+    Args:
+        cfg: The model's config, whose test pipeline gives the input size.
+        model: Plain or elastic, not wrapped.
+        size: ``(H, W)`` of the input, in place of the config's.
+    """
+    cost, problem = None, None
+    try:
+        cost = count_cost(model, find_input_shape(cfg, model, size))
+    except ValueError as error:
+        problem = str(error)
+    backbone = getattr(model, "backbone", None)
+    return NetworkReport(
+        model=type(model).__name__,
+        backbone=None if backbone is None else type(backbone).__name__,
+        params=count_params(model),
+        cost=cost,
+        cost_problem=problem,
+        groups=[group for space in find_spaces(model) for group in space.groups],
+    )
+
+
+# --- what its weights are ---------------------------------------------------------------------------------------------
+
+
+def check_weights(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    source: str,
+    part: str = "",
+    prefix: str = "",
+    complete: bool = False,
+) -> str:
+    """Check that the weights of a checkpoint are those of this network.
+
+    MMEngine loads what fits and only logs the rest, so with the checkpoint of another network it would go on with one
+    that was never trained. Weights fit an elastic model at the shapes of its tiny network or of its largest one.
+
+    Args:
+        model: Plain or elastic.
+        checkpoint: State dict, or a dict that holds one under ``state_dict``.
+        source: What to call the checkpoint in messages, its path.
+        part: Prefix of the parameters that must fit, such as ``'backbone.'``; all of them by default. Others, a head
+            for other classes say, may start anew.
+        prefix: Prefix of the checkpoint's keys that stand for this model; others are left out.
+        complete: Whether no tensor may be absent. Otherwise up to a quarter of ``part`` may be: layers that were added
+            to a pre-trained network.
+
+    Returns:
+        One line on what the checkpoint fills, to be shown.
+
+    Raises:
+        UserError: Tensors are absent or of another shape.
+    """
+    given = _weights(checkpoint, prefix)
+    stored, tiny = model.state_dict(), base_state_dict(model)
+    # Statistics' step counters are absent from checkpoints converted from elsewhere, and nothing depends on them.
+    needed = [name for name in stored if not name.endswith("num_batches_tracked")]
+    misfits = min(([n for n in needed if _shape(given.get(n)) != _shape(own[n])] for own in (tiny, stored)), key=len)
+    of_part = [name for name in needed if name.startswith(part)]
+    absent = [name for name in misfits if name.startswith(part) and name not in given]
+    reshaped = [name for name in misfits if name.startswith(part) and name in given]
+    if not reshaped and len(absent) <= (0 if complete else len(of_part) / 4):
+        rest = f", all but {len(misfits)} tensors ({_few(misfits)}), which start anew" if misfits else ""
+        return f"weights: from {source}{rest}"
+
+    faults = []
+    if absent:
+        faults.append(f"{len(absent)} are absent ({_few(absent)})")
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"{_shape(given[name])} instead of {_shape(tiny[name])}"
+        faults.append(f"{len(reshaped)} have another shape ({name}: {shapes})")
+    message = (
+        f"{source} is a checkpoint of another network: of the {len(of_part)} tensors of the "
+        f"{part.rstrip('.') or 'network'}, {' and '.join(faults)}."
+    )
+    if not prefix and any(f"backbone.{name}" in given for name in absent):
+        message += " Its keys start with 'backbone.': set prefix='backbone.' beside checkpoint= in init_cfg."
+    elif not find_spaces(model) and not absent and all(_at_least(given[n], tiny[n]) for n in reshaped):
+        message += " All of them are larger: if it was trained with NetAug, use the *_tiny.pth beside it."
+    raise UserError(message)
+
+
+def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Check that a checkpoint holds what a run needs to go on, not weights alone.
+
+    Raises:
+        UserError: It does not.
+    """
+    absent = [key for key in ("meta", "optimizer", "message_hub") if key not in checkpoint]
+    if absent:
+        raise UserError(
+            f"cannot resume from {source}: it holds no {' and no '.join(absent)}, so it is no full training checkpoint. "
+            "To start from its weights, use --cfg-options load_from=..."
+        )
+
+
+def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU, as tensors and plain types alone unless it is trusted.
+
+    Args:
+        path: A file, or a URL or name that MMEngine can download from.
+        trusted: Whether it may hold any pickle.
+
+    Raises:
+        CheckpointError: A file cannot be read, or holds objects and is not trusted.
+        UserError: The same for a download.
+    """
+    if is_local(path) and not trusted:
+        return load_tensors(path)
+    try:
+        with trusted_load() if trusted else tensors_only():
+            return CheckpointLoader.load_checkpoint(path, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds pickled objects; if you trust where it comes from: --trust-checkpoint"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} cannot be loaded: {error}") from error
+
+
+def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
+    """Check the local files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
+
+    Args:
+        model: Plain or elastic, not yet initialised.
+        trusted: Whether the files may hold any pickle.
+
+    Returns:
+        One line per file, to be shown.
+
+    Raises:
+        UserError: A file holds the weights of another network.
+        CheckpointError: A file cannot be read.
+    """
+    lines = []
+    for module in model.modules():
+        for init in _pretrained(module):
+            path, prefix = init["checkpoint"], init.get("prefix") or ""
+            if is_local(path):
+                part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
+                prefix = f"{prefix.rstrip('.')}." if prefix else ""
+                lines.append(check_weights(module, read_checkpoint(path, trusted), path, part, prefix))
+    return lines
+
+
+def is_local(path: str) -> bool:
+    """Whether a checkpoint is a file here rather than a URL or a name such as ``torchvision://resnet50``."""
+    return re.match(r"[\w-]+:(s3:)?//", path) is None
+
+
+def _pretrained(module: nn.Module) -> Iterator[Mapping[str, Any]]:
+    init_cfg = getattr(module, "init_cfg", None) or []
+    for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
+        if init.get("type") == "Pretrained" and init.get("checkpoint"):
+            yield init
+
+
+def _weights(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint under the names that MMEngine loads them by."""
+    state = checkpoint.get("state_dict", checkpoint)
+    state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _at_least(given: Tensor, own: Tensor) -> bool:
+    return given.dim() == own.dim() and all(a >= b for a, b in zip(given.shape, own.shape, strict=True))
+
+
+# --- what trains it ---------------------------------------------------------------------------------------------------
+
+
+def asks_for_netaug(config: Any) -> bool:
+    """Whether a model's config has ``mmnetaug.NetAug`` somewhere in it."""
+    if isinstance(config, Mapping):
+        return type_name(config) == "NetAug" or any(asks_for_netaug(value) for value in config.values())
+    return isinstance(config, list | tuple) and any(asks_for_netaug(value) for value in config)
+
+
+def type_name(config: Mapping[str, Any]) -> str:
+    """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
+    kind = config.get("type", "")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+
+
+def check_optim_wrapper(cfg: Config, model: nn.Module) -> None:
+    """Check that a model is trained by an optimizer wrapper with an augmented pass if, and only if, it is elastic.
+
+    Raises:
+        UserError: NetAug is on in only one of the two, or there is no such wrapper.
+    """
+    name = type_name(cfg.optim_wrapper) or "OptimWrapper"
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        raise UserError(f"optim_wrapper.type is {name}, which is not registered")
+    adds_pass = issubclass(kind, (NetAugOptimWrapper, NetAugAmpOptimWrapper))
+    if find_spaces(model) and not adds_pass:
+        raise UserError(
+            f"the model is elastic, but optim_wrapper.type is {name}, which adds no augmented pass: set it to "
+            "mmnetaug.NetAugOptimWrapper or mmnetaug.NetAugAmpOptimWrapper, or train the plain model"
+        )
+    if adds_pass and not find_spaces(model):
+        raise UserError(
+            f"optim_wrapper.type is {name}, but nothing in the model is elastic: wrap the model's config in "
+            "dict(type='mmnetaug.NetAug', model=...), or set optim_wrapper.type to OptimWrapper"
+        )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _few(names: Sequence[str], shown: int = 3) -> str:
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -1,0 +1,98 @@
+"""Measure a checkpoint on a config's test data."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.checkpoint import trusted_load
+from mmnetaug.cli import (
+    UserError,
+    add_runner_arguments,
+    build_runner,
+    config_parser,
+    fill_data,
+    is_main_process,
+    lies_in,
+    load_config,
+    replaced_when_done,
+    run_tool,
+    unwrapped_model,
+)
+from mmnetaug.datasets import check_data
+from mmnetaug.preflight import check_weights, read_checkpoint, type_name
+
+# what each visualisation hook calls its switch and its folder
+DRAW_ARGUMENTS = {
+    "DetVisualizationHook": dict(switch="draw", folder="test_out_dir", rest={}),
+    "VisualizationHook": dict(switch="enable", folder="out_dir", rest=dict(interval=1)),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = config_parser(__doc__)
+    parser.add_argument(
+        "checkpoint", help="tiny checkpoint (*_tiny.pth), or a full one of the same config, NetAug included"
+    )
+    add_runner_arguments(parser)
+    parser.add_argument("--out", metavar="PATH.pkl", help="save all predictions there")
+    parser.add_argument("--show-dir", metavar="PATH", help="save all test images there, with the predictions drawn")
+    parser.add_argument("--json", metavar="PATH", help="also write the metrics there; - is standard output, alone")
+    return run_tool(test, parser.parse_args(argv))
+
+
+def test(args: argparse.Namespace) -> dict[str, Any]:
+    """Check the checkpoint and the data, then measure; returns the figures."""
+    cfg = load_config(args)
+    fill_data(cfg, args)
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{args.config} has no test_dataloader")
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    reports = check_data(cfg, ("test",)) if is_main_process() else []
+
+    with contextlib.ExitStack() as stack:
+        if args.out:
+            if not args.out.endswith((".pkl", ".pickle")):
+                raise UserError(f"--out must end with .pkl, got {args.out}")
+            # all ranks hand their predictions to the main one, which writes them
+            path = stack.enter_context(replaced_when_done(args.out)) if is_main_process() else args.out
+            dump_predictions(cfg, str(path))
+        runner = build_runner(cfg)
+        trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
+        weights = read_checkpoint(args.checkpoint, trusted)
+        line = check_weights(unwrapped_model(runner), weights, args.checkpoint, complete=True)
+        runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
+        runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
+        metrics = runner.test()
+    return {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Switch on the visualisation hook of the config."""
+    hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
+    arguments = DRAW_ARGUMENTS.get(type_name(hook))
+    if arguments is None:
+        raise UserError(f"--show-dir needs default_hooks.visualization to be one of {', '.join(DRAW_ARGUMENTS)}")
+    hook[arguments["switch"]] = True
+    hook[arguments["folder"]] = str(Path(folder).resolve())  # mmdet joins a relative path to itself at every image
+    hook.update(arguments["rest"])
+
+
+def dump_predictions(cfg: Config, path: str) -> None:
+    """Add the metric that saves predictions."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
+    kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Train a detector or classifier, with NetAug or without, once everything that can be checked beforehand has been."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.checkpoint import trusted_load
+from mmnetaug.cli import (
+    UserError,
+    add_runner_arguments,
+    build_runner,
+    config_parser,
+    fill_data,
+    is_main_process,
+    lies_in,
+    load_config,
+    run_tool,
+    unwrapped_model,
+)
+from mmnetaug.datasets import check_data
+from mmnetaug.preflight import (
+    asks_for_netaug,
+    check_optim_wrapper,
+    check_pretrained,
+    check_resumable,
+    check_weights,
+    inspect_network,
+    read_checkpoint,
+    type_name,
+)
+
+AMP_TWINS = {"OptimWrapper": "AmpOptimWrapper", "NetAugOptimWrapper": "mmnetaug.NetAugAmpOptimWrapper"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = config_parser(__doc__)
+    add_runner_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint, or without one from the last in the work directory (if there is any)",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU); NetAug stays on")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size, by the config's base"
+    )
+    return run_tool(train, parser.parse_args(argv))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Check the run that a config describes, then run it."""
+    cfg = load_config(args)
+    fill_data(cfg, args)
+    if args.resume:
+        set_resume(cfg, args.resume)
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        use_scaled_lr(cfg)
+    if asks_for_netaug(cfg.get("model")):
+        use_tiny_checkpoints(cfg)
+    reports = check_data(cfg) if is_main_process() else []
+
+    runner = build_runner(cfg)
+    model = unwrapped_model(runner)
+    check_optim_wrapper(cfg, model)
+    lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint)]
+    lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]
+    runner.logger.info("preflight:\n" + "\n".join(lines))
+
+    # What check_start let pass may be unpickled; what init_cfg loads may be only if the user says so.
+    runner.load_checkpoint = trusted_load()(runner.load_checkpoint)
+    with trusted_load() if args.trust_checkpoint else contextlib.nullcontext():
+        runner.train()
+
+
+def set_resume(cfg: Config, source: str) -> None:
+    """Set up a resume from a checkpoint or, for ``'auto'``, from the last one in the work directory if there is one."""
+    if source == "auto":
+        source = find_latest_checkpoint(cfg.work_dir)
+        if source is None:
+            print(f"nothing to resume in {cfg.work_dir}: starting from the beginning")
+            return
+        if not Path(source).is_file():  # it is noted by its path, and the work directory may have been moved
+            source = str(Path(cfg.work_dir) / Path(source).name)
+    cfg.resume, cfg.load_from = True, source
+
+
+def check_start(cfg: Config, model: nn.Module, trusted: bool) -> list[str]:
+    """Check the checkpoint that a run resumes or starts from; returns lines to be shown.
+
+    The run's own checkpoints may hold any object, others only if the user trusts them.
+    """
+    path = cfg.get("load_from")
+    if path is None:
+        return []
+    checkpoint = read_checkpoint(path, trusted or lies_in(path, cfg.work_dir))
+    if not cfg.get("resume"):
+        part = "backbone." if isinstance(getattr(model, "backbone", None), nn.Module) else ""
+        return [check_weights(model, checkpoint, path, part)]
+    check_resumable(checkpoint, path)
+    return [check_weights(model, checkpoint, path, complete=True)]
+
+
+def use_amp(cfg: Config) -> None:
+    """Turn the optimizer wrapper into its mixed-precision twin, so that NetAug stays on if it is on."""
+    name = type_name(cfg.optim_wrapper) or "OptimWrapper"
+    if name not in (*AMP_TWINS, *(twin.rpartition(".")[2] for twin in AMP_TWINS.values())):
+        raise UserError(f"--amp knows no mixed-precision twin of optim_wrapper.type {name}: set one in the config")
+    if name in AMP_TWINS:
+        cfg.optim_wrapper.type = AMP_TWINS[name]
+    if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
+        raise UserError("mixed precision without NetAug needs a GPU: MMEngine's AmpOptimWrapper does not run on a CPU")
+
+
+def use_scaled_lr(cfg: Config) -> None:
+    """Switch on MMEngine's scaling of the learning rate by batch size."""
+    if not (cfg.get("auto_scale_lr") or {}).get("base_batch_size"):
+        raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config")
+    cfg.auto_scale_lr.enable = True
+
+
+def use_tiny_checkpoints(cfg: Config) -> None:
+    """Have the tiny network written beside every checkpoint, unless the config has a checkpoint hook of its own."""
+    hooks = cfg.setdefault("default_hooks", {})
+    hook = hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))  # MMEngine's default
+    if hook and type_name(hook) == "CheckpointHook":
+        hook["type"] = "mmnetaug.TinyCheckpointHook"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
