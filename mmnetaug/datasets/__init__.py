@@ -1,0 +1,16 @@
+"""Data that mmdet and mmpretrain do not read by themselves, and the checks made before the first iteration."""
+
+from .check import DataError, DatasetReport, check_data, check_dataset
+from .custom import fill_config, set_data_root
+from .voc import DigitScenes, VOCLayoutDataset
+
+__all__ = [
+    "DataError",
+    "DatasetReport",
+    "DigitScenes",
+    "VOCLayoutDataset",
+    "check_data",
+    "check_dataset",
+    "fill_config",
+    "set_data_root",
+]

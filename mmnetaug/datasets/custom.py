@@ -1,0 +1,231 @@
+"""A user's own detection data without any Python: layout and class names are found, and written into the config.
+
+A config asks for this with ``data_layout = 'auto'`` and says where the data lie with ``data_root``
+(``configs/_base_/custom_data.py`` does). What is filled in are stock settings: the config that MMEngine saves in the
+work directory names every file and class, and runs without this module's help.
+"""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.fileio import list_from_file
+
+from .check import DataError, iter_heads, layouts
+from .voc import IMAGE_SUFFIXES
+
+SPLITS = ("train", "val", "test")
+
+
+def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
+    """Point a config at its data and, where it asks for that, find out layout, splits and classes.
+
+    Args:
+        cfg: A whole config, changed in place.
+        data_root: Where the data lie; the config's own ``data_root`` if not given.
+
+    Returns:
+        The same config. Where it said ``data_layout = 'auto'``, each data loader now reads its split, the evaluators
+        suit the layout, and every head's ``num_classes`` is the number of classes.
+
+    Raises:
+        DataError: No data, or no training or no validation split, or no class names below ``data_root``.
+    """
+    if data_root is not None:
+        set_data_root(cfg, data_root)
+    if cfg.get("data_layout") != "auto":
+        return cfg
+    root = Path(cfg.data_root)
+    layout = find_layout(root)
+    find_splits, read_classes = (_voc_splits, _voc_classes) if layout == "voc" else (_coco_splits, _coco_classes)
+    splits = find_splits(root)
+    classes = cfg.get("classes") or read_classes(root, splits["train"])
+    if not classes:
+        raise DataError(f"no image listed in {root / splits['train']['ann_file']} has an annotated object.")
+    cfg.classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    cfg.data_layout = layout
+    for name, split in splits.items():
+        dataset = _innermost(cfg[f"{name}_dataloader"].dataset)
+        for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
+            dataset[key] = value  # update() would merge the nested dicts with what is there
+    for name in ("val", "test"):
+        if layout == "voc":
+            # 11-point interpolation is kept for VOC 2007, where results are compared with published ones
+            cfg[f"{name}_evaluator"] = dict(type="mmdet.VOCMetric", metric="mAP", eval_mode="area")
+        else:
+            ann_file = str(root / splits[name]["ann_file"])
+            cfg[f"{name}_evaluator"] = dict(type="mmdet.CocoMetric", metric="bbox", ann_file=ann_file)
+    heads = list(iter_heads(cfg.model))
+    if not heads:
+        raise ValueError("the model's config gives no num_classes in a head: write one, its value does not matter.")
+    for head in heads:
+        head["num_classes"] = len(cfg.classes)
+    return cfg
+
+
+def set_data_root(cfg: Config, data_root: str | Path) -> None:
+    """Replace the data root in every data set and evaluator of a config.
+
+    MMEngine fills ``data_root`` into the data sets while it reads the file, so that overriding the variable afterwards
+    changes nothing.
+
+    Args:
+        cfg: A whole config with a ``data_root``, changed in place.
+        data_root: The new one.
+    """
+    new = str(data_root).rstrip("/") or "/"
+    old = cfg.get("data_root")
+    if old is None:
+        raise ValueError("the config has no data_root that could be replaced.")
+    old = old.rstrip("/")
+
+    def replace(value):
+        if isinstance(value, dict):
+            for key in list(value):
+                value[key] = replace(value[key])
+        elif isinstance(value, list | tuple):
+            return type(value)(replace(item) for item in value)
+        elif isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+            return new + value[len(old) :]
+        return value
+
+    for name in SPLITS:
+        for key in (f"{name}_dataloader", f"{name}_evaluator"):
+            replace(cfg.get(key))
+    cfg.data_root = new
+
+
+def find_layout(root: Path) -> str:
+    """Tell ``'voc'`` from ``'coco'`` by what lies below ``root``.
+
+    Raises:
+        DataError: It is neither, or both.
+    """
+    if not root.is_dir():
+        raise DataError(f"no data: there is no folder {root}. Set data_root.\n{layouts('<data_root>')}")
+    found = _layouts_at(root)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{root} holds data in VOC and in COCO layout: keep each in a folder of its own.")
+    below = [str(path) for path in sorted(root.iterdir()) if path.is_dir() and _layouts_at(path)]
+    hint = f"Did you mean {' or '.join(below)}?\n" if below else ""
+    raise DataError(f"{root} holds no data in a layout known here. {hint}{layouts(root)}")
+
+
+def _layouts_at(root: Path) -> list[str]:
+    # not by the name of the folder alone: some file systems do not tell annotations from Annotations
+    voc = (root / "JPEGImages").is_dir() and any((root / "Annotations").glob("*.xml"))
+    coco = any((root / "annotations").glob("*.json"))
+    return ["voc"] * voc + ["coco"] * coco
+
+
+def _innermost(dataset: dict) -> dict:
+    return _innermost(dataset.dataset) if "dataset" in dataset else dataset
+
+
+def _voc_splits(root: Path) -> dict[str, dict]:
+    """Settings of the three data sets, from the lists in ``ImageSets/Main``."""
+    lists = {path.stem for path in (root / "ImageSets/Main").glob("*.txt")}
+    # trainval holds val as well: train on it only where test measures
+    train = "trainval" if "trainval" in lists and ("test" in lists or "train" not in lists) else "train"
+    held_out = [name for name in ("val", "test") if name in lists and not (name == "val" and train == "trainval")]
+    if train not in lists or not held_out:
+        missing = "val.txt or test.txt, images to measure on that are not trained on" if train in lists else "train.txt"
+        raise DataError(f"{root}/ImageSets/Main has no {missing}.\n{layouts(root)}")
+    names = {"train": train, "val": held_out[0], "test": held_out[-1]}
+    ids = {name: set(_voc_ids(root, name)) for name in set(names.values())}
+    for name in ("val", "test"):
+        both = ids[train] & ids[names[name]]
+        if both:
+            raise DataError(
+                f"{len(both)} images are in both {train}.txt and {names[name]}.txt of {root}/ImageSets/Main, such as "
+                f"{min(both)}: what is trained on cannot be measured on."
+            )
+    return {
+        split: dict(
+            type="mmnetaug.VOCLayoutDataset",
+            ann_file=f"ImageSets/Main/{name}.txt",
+            data_prefix=dict(sub_data_root=""),
+        )
+        for split, name in names.items()
+    }
+
+
+def _voc_ids(root: Path, name: str) -> list[str]:
+    return list_from_file(root / f"ImageSets/Main/{name}.txt")
+
+
+def _voc_classes(root: Path, train: dict) -> list[str]:
+    """Names of all training objects, in alphabetical order. Files that cannot be read are left to the checks."""
+    names = set()
+    for image_id in _voc_ids(root, Path(train["ann_file"]).stem):
+        try:
+            names.update(one.text for one in ET.parse(root / f"Annotations/{image_id}.xml").findall("object/name"))
+        except (OSError, ET.ParseError):
+            continue
+    return sorted(filter(None, names))
+
+
+def _coco_splits(root: Path) -> dict[str, dict]:
+    """Settings of the three data sets, from the JSON files in ``annotations``."""
+    files = {name: _coco_file(root, name) for name in SPLITS}
+    for name in ("val", "test"):  # trainval is no split to measure on
+        files[name] = None if files[name] == files["train"] else files[name]
+    files["val"], files["test"] = files["val"] or files["test"], files["test"] or files["val"]
+    if not files["train"] or not files["val"]:
+        missing = "*train*.json" if not files["train"] else "*val*.json or *test*.json"
+        raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
+    return {
+        split: dict(
+            type="mmdet.CocoDataset",
+            ann_file=str(path.relative_to(root)),
+            data_prefix=dict(img=_coco_folder(root, path)),
+        )
+        for split, path in files.items()
+    }
+
+
+def _coco_file(root: Path, split: str) -> Path | None:
+    """Find the boxes of a split; COCO's own folder also holds captions and key points."""
+    files = sorted((root / "annotations").glob(f"*{split}*.json"))
+    files = [path for path in files if path.name.startswith("instances")] or files
+    # 'test' without boxes, as COCO publishes it, is no split to measure on
+    files = [path for path in files if not path.name.startswith("image_info")]
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise DataError(f"which file in {root}/annotations is the {split} split: {names}? Keep one of them.")
+    return files[0] if files else None
+
+
+def _coco_folder(root: Path, ann_file: Path) -> str:
+    """Find the folder, relative to ``root``, that holds the images of an annotation file."""
+    names = [one["file_name"] for one in _load_coco(ann_file)["images"][:20]]
+    folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
+    found = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
+    best = max(found, key=found.get)
+    if not found[best]:
+        example = names[0] if names else f"any *{IMAGE_SUFFIXES[0]}"
+        raise DataError(f"no folder below {root} holds the images of {ann_file.name}, such as {example}.")
+    return f"{best.relative_to(root)}/"
+
+
+def _coco_classes(root: Path, train: dict) -> list[str]:
+    """Names of the categories that have training objects, in the order of the file, on which ``CocoDataset`` insists.
+
+    Categories without objects are often the parents of others in exported files.
+    """
+    content = _load_coco(root / train["ann_file"])
+    used = {one.get("category_id") for one in content["annotations"]}
+    return [one["name"] for one in content["categories"] if one["id"] in used]
+
+
+def _load_coco(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise DataError(f"{path} is not a COCO annotation file: it needs images, annotations and categories.")
+    return content
