@@ -1,0 +1,728 @@
+"""Data: the demo's digit scenes, a user's own data, and the checks that come before training."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import multiprocessing
+import shutil
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from data_fixtures import (
+    COCO_CLASSES,
+    VOC_CLASSES,
+    make_class_folders,
+    make_coco,
+    make_voc_devkit,
+    make_voc_folder,
+    read_list,
+    write_list,
+    write_voc_xml,
+)
+from mmdet.evaluation import VOCMetric
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, init_default_scope
+
+import mmnetaug  # noqa: F401 (registers the data sets)
+from mmnetaug.datasets import DataError, check_data, check_dataset, digits, fill_config
+from mmnetaug.datasets import check as check_module
+
+CONFIGS = Path(__file__).parents[1] / "configs/_base_"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_garbage_collection():
+    gc.freeze()  # every data set built collects garbage, which need not search all that was imported
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    init_default_scope("mmdet")
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+FEW = {"train": 20, "test": 3}  # every digit occurs in the 20
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "digits"
+    digits.generate(out, FEW)
+    return out
+
+
+def test_scans_are_split_without_overlap_and_evenly():
+    splits = digits.split_scans()
+    keys = {name: {scan.tobytes() for scan in scans} for name, (scans, _) in splits.items()}
+    assert not keys["train"] & keys["test"]
+    assert len(splits["train"][0]) + len(splits["test"][0]) == 1797
+    for label in range(10):
+        counts = {name: (labels == label).sum() for name, (_, labels) in splits.items()}
+        assert counts["test"] == pytest.approx(0.2 * sum(counts.values()), abs=1)
+
+
+def test_scenes_are_drawn_from_their_own_split(monkeypatch, tmp_path):
+    drawn = {}
+    draw = digits.draw_digits
+
+    def spy(scene, scans, labels, rng):
+        drawn.setdefault(len(scans), []).append({scan.tobytes() for scan in scans})
+        return draw(scene, scans, labels, rng)
+
+    monkeypatch.setattr(digits, "draw_digits", spy)
+    digits.generate(tmp_path / "digits", FEW)
+    train, test = drawn[1437], drawn[360]
+    assert (len(train), len(test)) == (20, 3)
+    assert not set.union(*train) & set.union(*test)
+
+
+def test_generation_is_deterministic_and_scenes_do_not_depend_on_their_number(scenes, tmp_path):
+    digits.generate(tmp_path / "again", FEW)
+    assert digest(tmp_path / "again") == digest(scenes)
+    digits.generate(tmp_path / "fewer", {"train": 2, "test": 3})
+    fewer, all_of_them = digest(tmp_path / "fewer"), digest(scenes)
+    assert all(all_of_them[name] == value for name, value in fewer.items() if not name.startswith("ImageSets"))
+    digits.generate(tmp_path / "other", FEW, seed=1)
+    assert digest(tmp_path / "other") != digest(scenes)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_are_tight_and_hardly_overlap(seed):
+    rng = np.random.default_rng(seed)
+    scans, labels = digits.split_scans()["train"]
+    background = digits.textured_background(rng)
+    scene = background.copy()
+    boxes, drawn = digits.draw_digits(scene, scans, labels, rng)
+    assert 1 <= len(boxes) <= 5 and len(drawn) == len(boxes)
+    changed = np.abs(scene - background).max(axis=2) > 1
+    covered = np.zeros_like(changed)
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160
+        assert 20 <= y2 - y1 <= 76
+        covered[y1:y2, x1:x2] = True
+        for edge in (changed[y1, x1:x2], changed[y2 - 1, x1:x2], changed[y1:y2, x1], changed[y1:y2, x2 - 1]):
+            assert edge.any()
+        for a1, b1, a2, b2 in boxes[:i]:
+            shared = max(0, min(x2, a2) - max(x1, a1)) * max(0, min(y2, b2) - max(y1, b1))
+            assert shared <= digits.MAX_OVERLAP * min((x2 - x1) * (y2 - y1), (a2 - a1) * (b2 - b1))
+    assert not (changed & ~covered).any()
+
+
+def test_digit_annotations_give_back_the_boxes_drawn(scenes):
+    dataset = DATASETS.build(dict(type="mmnetaug.DigitScenes", data_root=str(scenes), split="test"))
+    assert dataset.metainfo["classes"] == tuple("0123456789") and len(dataset) == 3
+    scans, labels = digits.split_scans()["test"]
+    for i in range(3):
+        rng = np.random.default_rng([0, 1, i])
+        scene = digits.textured_background(rng)
+        boxes, drawn = digits.draw_digits(scene, scans, labels, rng)
+        info = dataset.get_data_info(i)
+        # mmdet reads VOC boxes from 0, their last pixel included
+        np.testing.assert_array_equal([one["bbox"] for one in info["instances"]], boxes - [0, 0, 1, 1])
+        assert [one["bbox_label"] for one in info["instances"]] == drawn.tolist()
+        written = cv2.imread(info["img_path"])
+        assert np.abs(written - scene).mean() < 8  # JPEG
+
+
+def test_killed_generation_leaves_nothing(monkeypatch, tmp_path):
+    written = []
+
+    def die_at_third(path, *args):
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(digits, "_write_annotation", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        digits.generate(tmp_path / "digits", FEW)
+    assert written and list(tmp_path.iterdir()) == []
+
+
+def _ensure(root, barrier):
+    digits.SCENES = FEW
+    barrier.wait()
+    digits.ensure_digits(root)
+
+
+def test_processes_may_generate_at_once(scenes, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    workers = [context.Process(target=_ensure, args=(tmp_path / "digits", barrier)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    assert digest(tmp_path / "digits") == digest(scenes)
+
+
+@pytest.mark.parametrize("version", [None, "0"])
+def test_foreign_folder_is_not_taken_for_digits(tmp_path, version):
+    if version:
+        (tmp_path / "version.txt").write_text(version)
+    with pytest.raises(FileExistsError, match="remove that folder"):
+        DATASETS.build(dict(type="mmnetaug.DigitScenes", data_root=str(tmp_path)))
+    with pytest.raises(DataError, match="remove that folder"):
+        check_dataset(dict(type="mmnetaug.DigitScenes", data_root=str(tmp_path)))
+
+
+def test_digits_config_loads_batches(scenes):
+    cfg = Config.fromfile(CONFIGS / "digits_data.py")
+    fill_config(cfg, scenes)
+    cfg.model = dict(type="X", bbox_head=dict(num_classes=10))
+    train, val = check_data(cfg)
+    assert (train.images, val.images) == (20, 3)
+    assert not any("Flip" in step["type"] for step in cfg.train_pipeline)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        dataset = DATASETS.build(loader.dataset)
+        for item in (dataset[i] for i in range(len(dataset))):
+            assert item["inputs"].shape == (3, 160, 160)
+            assert item["data_samples"].gt_instances.bboxes.tensor.dtype == torch.float32
+
+
+# --- a user's own data ------------------------------------------------------------------------------------------------
+
+
+def custom_config(root: Path, **options) -> Config:
+    cfg = Config.fromfile(CONFIGS / "custom_data.py")
+    cfg.model = dict(
+        type="mmnetaug.NetAug",
+        model=dict(type="YOLOV3", backbone=dict(num_classes=1000), bbox_head=dict(type="YOLOV3Head", num_classes=80)),
+    )
+    cfg.merge_from_dict(options)
+    return fill_config(cfg, root)
+
+
+def assert_usable(cfg: Config, images: dict[str, int], classes: tuple[str, ...]) -> None:
+    """The filled config loads each split."""
+    check_data(cfg, ("train", "val", "test"))
+    assert cfg.model.model.bbox_head.num_classes == len(classes)
+    assert cfg.model.model.backbone.num_classes == 1000
+    for split, count in images.items():
+        dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+        assert dataset.metainfo["classes"] == classes
+        assert len(dataset) == count
+        assert dataset[0]["inputs"].shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    "suffix, splits, expected",
+    [
+        (".jpg", dict(train=3, val=2), dict(train=3, val=2, test=2)),
+        (".png", dict(train=3, test=2), dict(train=3, val=2, test=2)),
+        (".JPG", dict(train=4, val=2, test=3), dict(train=4, val=2, test=3)),
+        (".jpeg", dict(trainval=5, test=3), dict(train=5, val=3, test=3)),
+    ],
+)
+def test_custom_voc(tmp_path, splits, expected, suffix):
+    make_voc_folder(tmp_path, splits, ("emu", "cat", "dog"), suffix=suffix)
+    cfg = custom_config(tmp_path)
+    assert cfg.data_layout == "voc" and cfg.val_evaluator.type == "mmdet.VOCMetric"
+    assert_usable(cfg, expected, ("cat", "dog", "emu"))
+
+
+def test_custom_voc_trains_on_trainval_only_where_test_measures(tmp_path):
+    make_voc_folder(tmp_path, dict(train=3, val=2))
+    write_list(tmp_path, "trainval", read_list(tmp_path, "train") + read_list(tmp_path, "val"))
+    assert_usable(custom_config(tmp_path), dict(train=3, val=2, test=2), ("cat", "dog", "emu"))
+
+
+@pytest.mark.parametrize("folder", ["{split}2017", "images/{split}", "images", "."])
+def test_custom_coco(tmp_path, folder):
+    classes, ids = ("zebra", "cat", "unused"), [7, 3, 0]
+    make_coco(tmp_path, dict(train2017=4, val2017=3), classes[:2], ids, per_image=2)
+    for split in ("train", "val"):
+        for path in (tmp_path / f"{split}2017").iterdir():
+            target = tmp_path / folder.format(split=split) / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        file = tmp_path / f"annotations/instances_{split}2017.json"
+        content = json.loads(file.read_text())
+        content["categories"].append(dict(id=0, name="unused"))
+        file.write_text(json.dumps(content))
+        (tmp_path / f"annotations/captions_{split}2017.json").write_text("{}")
+    cfg = custom_config(tmp_path)
+    assert cfg.data_layout == "coco" and cfg.test_evaluator.type == "mmdet.CocoMetric"
+    assert_usable(cfg, dict(train=4, val=3, test=3), ("zebra", "cat"))
+
+
+def test_custom_classes_can_be_given(tmp_path):
+    make_voc_folder(tmp_path, dict(train=3, val=2))
+    cfg = custom_config(tmp_path, classes=["emu", "cat"])
+    assert_usable(cfg, dict(train=3, val=2), ("emu", "cat"))
+    [report] = check_data(cfg, ("train",))
+    assert any("dog (2)" in warning for warning in report.warnings)
+
+
+def test_filled_config_is_complete_when_written_out(tmp_path):
+    make_voc_folder(tmp_path, dict(train=3, val=2))
+    cfg = custom_config(tmp_path)
+    again = Config.fromstring(cfg.pretty_text, ".py")
+    assert fill_config(again).to_dict() == cfg.to_dict()
+
+
+def test_custom_data_root_may_come_from_the_config(tmp_path):
+    make_voc_folder(tmp_path, dict(train=3, val=2))
+    cfg = Config.fromfile(CONFIGS / "custom_data.py")
+    cfg.merge_from_dict(dict(data_root=str(tmp_path), model=dict(head=dict(num_classes=5))))
+    assert fill_config(cfg).model.head.num_classes == 3
+
+
+def test_images_without_objects_are_trained_on(tmp_path):
+    make_voc_folder(tmp_path, dict(train=3, val=2))
+    write_voc_xml(tmp_path / f"Annotations/{read_list(tmp_path, 'train')[0]}.xml", [])
+    dataset = DATASETS.build(custom_config(tmp_path).train_dataloader.dataset)
+    assert len(dataset) == 3
+    assert len(dataset[0]["data_samples"].gt_instances.bboxes) == 0
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (shutil.rmtree, "there is no folder"),
+        (lambda root: shutil.rmtree(root / "Annotations"), "no data in a layout known here"),
+        (lambda root: (root / "ImageSets/Main/train.txt").unlink(), "has no train.txt"),
+        (lambda root: (root / "ImageSets/Main/val.txt").unlink(), "has no val.txt or test.txt"),
+        (lambda root: write_list(root, "val", read_list(root, "train")), "3 images are in both train.txt and val.txt"),
+        (lambda root: make_coco(root, dict(train2017=2, val2017=2)), "in VOC and in COCO layout"),
+        (
+            lambda root: [write_voc_xml(path, []) for path in (root / "Annotations").iterdir()],
+            "has an annotated object",
+        ),
+    ],
+)
+def test_custom_voc_errors(tmp_path, break_it, message):
+    root = make_voc_folder(tmp_path / "data", dict(train=3, val=2))
+    break_it(root)
+    with pytest.raises(DataError, match=message):
+        custom_config(root)
+
+
+def test_custom_error_points_to_the_folder_below(tmp_path):
+    devkit = make_voc_devkit(tmp_path, 2, 2, 2)
+    with pytest.raises(DataError, match=f"Did you mean {devkit}/VOC2007 or {devkit}/VOC2012"):
+        custom_config(devkit)
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda root: (root / "annotations/instances_train2017.json").unlink(), r"has no \*train\*.json"),
+        (lambda root: (root / "annotations/instances_val2017.json").unlink(), r"has no \*val\*.json or"),
+        (lambda root: (root / "annotations/instances_train2017.json").write_text("{"), "is not valid JSON"),
+        (lambda root: (root / "annotations/instances_train2017.json").write_text("[]"), "is not a COCO annotation"),
+        (
+            lambda root: [
+                (root / "annotations/instances_val2017.json").unlink(),
+                (root / "annotations/instances_train2017.json").rename(root / "annotations/trainval.json"),
+            ],
+            r"has no \*val\*.json or",
+        ),
+        (lambda root: shutil.rmtree(root / "val2017"), "no folder below .* holds the images of instances_val2017"),
+        (
+            lambda root: shutil.copy(
+                root / "annotations/instances_val2017.json", root / "annotations/instances_valid.json"
+            ),
+            "which file",
+        ),
+    ],
+)
+def test_custom_coco_errors(tmp_path, break_it, message):
+    root = make_coco(tmp_path / "data", dict(train2017=3, val2017=2), ("cat", "dog"), per_image=2)
+    break_it(root)
+    with pytest.raises(DataError, match=message):
+        custom_config(root)
+
+
+@pytest.mark.parametrize("data_root", ["data/VOCdevkit/", "data/VOCdevkit"])
+def test_data_root_is_replaced_everywhere(data_root):
+    cfg = Config(
+        dict(
+            data_root=data_root,
+            train_dataloader=dict(
+                dataset=dict(
+                    type="ConcatDataset",
+                    datasets=[
+                        dict(data_root=data_root, ann_file="VOC2007/ImageSets/Main/trainval.txt"),
+                        dict(data_root="data/VOCdevkit2/", ann_file="a.txt"),
+                    ],
+                )
+            ),
+            val_dataloader=dict(dataset=dict(data_root=data_root)),
+            val_evaluator=[dict(ann_file=f"{data_root.rstrip('/')}/val.json", metric="bbox")],
+        )
+    )
+    fill_config(cfg, "/mine")
+    first, second = cfg.train_dataloader.dataset.datasets
+    assert first.data_root.rstrip("/") == "/mine"
+    assert (first.ann_file, second.data_root) == ("VOC2007/ImageSets/Main/trainval.txt", "data/VOCdevkit2/")
+    assert cfg.val_dataloader.dataset.data_root.rstrip("/") == "/mine"
+    assert cfg.val_evaluator[0].ann_file == "/mine/val.json" and cfg.data_root == "/mine"
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def voc(root: Path, split="train", classes=("cat", "dog", "emu"), **kwargs) -> dict:
+    return dict(
+        type="mmnetaug.VOCLayoutDataset",
+        data_root=str(root),
+        ann_file=f"ImageSets/Main/{split}.txt",
+        data_prefix=dict(sub_data_root=""),
+        metainfo=dict(classes=classes),
+        **kwargs,
+    )
+
+
+def coco(root: Path, split="train", classes=("cat", "dog"), **kwargs) -> dict:
+    return dict(
+        type="mmdet.CocoDataset",
+        data_root=str(root),
+        ann_file=f"annotations/instances_{split}2017.json",
+        data_prefix=dict(img=f"{split}2017/"),
+        metainfo=dict(classes=classes),
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def voc_root(tmp_path) -> Path:
+    return make_voc_folder(tmp_path, dict(train=6, val=3))
+
+
+@pytest.fixture
+def coco_root(tmp_path) -> Path:
+    return make_coco(tmp_path, dict(train2017=4, val2017=3), ("cat", "dog"), per_image=2)
+
+
+def voc2012_style(devkit: Path, year: str, split: str, **kwargs) -> dict:
+    return dict(
+        type="mmdet.VOCDataset",
+        data_root=str(devkit),
+        ann_file=f"VOC{year}/ImageSets/Main/{split}.txt",
+        data_prefix=dict(sub_data_root=f"VOC{year}/"),
+        filter_cfg=dict(filter_empty_gt=True, bbox_min_size=1),
+        **kwargs,
+    )
+
+
+def test_voc_devkit_passes(tmp_path):
+    devkit = make_voc_devkit(tmp_path)
+    parts = [voc2012_style(devkit, year, "trainval") for year in ("2007", "2012")]
+    concat = dict(type="ConcatDataset", ignore_keys=["dataset_type"], datasets=parts)
+    report = check_dataset(dict(type="RepeatDataset", times=3, dataset=concat))
+    assert report.images == report.decoded == 24
+    assert sum(report.objects.values()) == 48 and set(report.objects) == set(VOC_CLASSES)
+    assert not report.warnings
+    assert len(DATASETS.build(concat)) == 24
+
+
+def test_class_absent_from_one_part_is_no_error(tmp_path):
+    for name, classes in (("a", ("cat",)), ("b", ("dog",))):
+        make_voc_folder(tmp_path / name, dict(train=2), classes)
+    parts = [voc(tmp_path / name, classes=("cat", "dog")) for name in "ab"]
+    report = check_dataset(dict(type="ConcatDataset", datasets=parts))
+    assert report.objects == {"cat": 4, "dog": 4}
+
+
+def test_coco_passes(tmp_path):
+    make_coco(tmp_path)
+    report = check_dataset(coco(tmp_path, classes=COCO_CLASSES))
+    assert report.images == report.decoded == 11 and sum(report.objects.values()) == 80
+    # in the validation split only 40 of the 80 classes occur, which is said and let pass
+    report = check_dataset(coco(tmp_path, "val", classes=COCO_CLASSES), "val")
+    assert len(report.warnings) == 1 and "and 35 more" in report.warnings[0]
+
+
+def cut(path: Path, share=0.6) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def first(root: Path, folder="JPEGImages") -> Path:
+    return min((root / folder).iterdir())
+
+
+def edit_box(root: Path, **values) -> None:
+    """Change coordinates of the first object of the first annotation."""
+    path = first(root, "Annotations")
+    tree = ET.parse(path)
+    box = tree.find("object/bndbox")
+    for tag, value in values.items():
+        box.find(tag).text = str(value)
+    tree.write(path)
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (shutil.rmtree, r"not there: list of images .*ImageSets/Main/train.txt; images .*; annotations .*"),
+        (lambda root: shutil.rmtree(root / "JPEGImages"), "not there: images .*JPEGImages(\n|.)*one of two layouts"),
+        (lambda root: first(root).unlink(), r"1 annotated images are absent: .*000001.jpg"),
+        (lambda root: [p.unlink() for p in (root / "JPEGImages").iterdir()], "6 annotated images are absent: .* and 1"),
+        (lambda root: first(root, "Annotations").unlink(), "1 listed images have no annotation file: 000001.xml"),
+        (lambda root: first(root, "Annotations").write_text("<annotation>"), "1 annotation files cannot be read"),
+        (lambda root: write_voc_xml(first(root, "Annotations"), [("", (1, 2, 3, 4))]), "an object without a name"),
+        (lambda root: cut(first(root)), r"1 images are damaged.*000001.jpg \(image file is truncated"),
+        (lambda root: first(root).write_bytes(b""), "1 images are damaged"),
+        (lambda root: first(root).write_bytes(b"not an image"), r"1 images are damaged.*cannot identify image file\)"),
+        (lambda root: write_list(root, "train", []), "no image in it"),
+        (
+            lambda root: [write_voc_xml(path, []) for path in (root / "Annotations").iterdir()],
+            "no object is annotated in it",
+        ),
+    ],
+)
+def test_voc_errors(voc_root, break_it, message):
+    check_dataset(voc(voc_root))
+    break_it(voc_root)
+    with pytest.raises(DataError, match=message):
+        check_dataset(voc(voc_root))
+
+
+def test_unknown_class_lists_the_names_found(voc_root):
+    with pytest.raises(DataError, match="no annotation has the class catt; the annotations have cat, dog, emu"):
+        check_dataset(voc(voc_root, classes=("catt", "dog", "emu")))
+
+
+def test_one_class_name_without_a_tuple(voc_root):
+    with pytest.raises(DataError, match=r"the text 'cat' instead of a list: write \('cat',\)"):
+        check_dataset(voc(voc_root, classes="cat"))
+
+
+def test_several_problems_are_told_together(voc_root):
+    first(voc_root).unlink()
+    cut(sorted((voc_root / "JPEGImages").iterdir())[2])
+    with pytest.raises(DataError) as error:
+        check_dataset(voc(voc_root, classes=("catt", "dog", "emu")))
+    for text in ("absent", "damaged", "catt"):
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("box", [dict(xmax=10, xmin=10), dict(ymin=50, ymax=40)], ids=["zero width", "inverted"])
+def test_boxes_without_area_are_counted_and_dropped(voc_root, box):
+    edit_box(voc_root, **box)
+    report = check_dataset(voc(voc_root))
+    assert len(report.warnings) == 1 and report.warnings[0].startswith("1 boxes have no area")
+    for test_mode in (False, True):
+        dataset = DATASETS.build(voc(voc_root, test_mode=test_mode))
+        assert [len(dataset.get_data_info(i)["instances"]) for i in range(6)] == [1, 2, 2, 2, 2, 2]
+
+
+def test_stock_voc_dataset_must_be_told_to_drop_boxes_without_area(voc_root):
+    edit_box(voc_root, xmin=10, xmax=10)
+    stock = dict(voc(voc_root), type="mmdet.XMLDataset")
+    with pytest.raises(DataError, match="bbox_min_size=1"):
+        check_dataset(stock)
+    wrapper = dict(type="mmdet.MultiImageMixDataset", dataset=stock, pipeline=[dict(type="FilterAnnotations")])
+    assert check_dataset(wrapper).warnings
+    stock["filter_cfg"] = dict(bbox_min_size=1)
+    assert check_dataset(stock).warnings
+    flags = [one["ignore_flag"] for one in DATASETS.build(stock).get_data_info(0)["instances"]]
+    assert flags == [1, 0]
+
+
+def test_voc_warnings(voc_root):
+    edit_box(voc_root, xmax=999)
+    path = sorted((voc_root / "Annotations").iterdir())[1]
+    path.write_text(path.read_text().replace("<width>128", "<width>130"))
+    report = check_dataset(voc(voc_root, classes=("cat", "dog")))
+    text = "\n".join(report.warnings)
+    assert "1 boxes reach beyond their image" in text
+    assert "1 images are not of the annotated size" in text
+    assert "4 objects are of classes not in the config, and unused: emu (4)" in text
+    assert len(str(report).splitlines()) == 4
+
+
+def edit_json(root: Path, edit, split="train") -> None:
+    path = root / f"annotations/instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (shutil.rmtree, "not there: annotations .*; images .*"),
+        (lambda root: (root / "annotations/instances_train2017.json").write_text("[]"), "not a COCO annotation file"),
+        (lambda root: first(root, "train2017").unlink(), "1 annotated images are absent"),
+        (lambda root: cut(first(root, "train2017")), "1 images are damaged"),
+        (lambda root: edit_json(root, lambda c: c["annotations"][0].pop("area")), "1 annotations lack"),
+        (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=[])), "1 annotations lack"),
+        (lambda root: edit_json(root, lambda c: c["annotations"][0].update(image_id=99)), "1 annotations are of no"),
+        (lambda root: edit_json(root, lambda c: c["categories"].reverse()), "in the order of .*: dog, cat"),
+        (lambda root: edit_json(root, lambda c: c["categories"].pop()), "no category of .* is called dog; it has cat"),
+        (lambda root: edit_json(root, lambda c: c["annotations"].clear()), "no object is annotated"),
+        (lambda root: edit_json(root, lambda c: c.update(images=[], annotations=[])), "no image in it"),
+    ],
+)
+def test_coco_errors(coco_root, break_it, message):
+    check_dataset(coco(coco_root))
+    break_it(coco_root)
+    with pytest.raises(DataError, match=message):
+        check_dataset(coco(coco_root))
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, -3)])
+def test_coco_boxes_without_area_are_counted_and_dropped(coco_root, size):
+    edit_json(coco_root, lambda c: c["annotations"][1]["bbox"].__setitem__(slice(2, 4), size))
+    assert check_dataset(coco(coco_root)).warnings[0].startswith("1 boxes have no area")
+    assert len(DATASETS.build(coco(coco_root)).get_data_info(0)["instances"]) == 1
+
+
+def test_missing_coco_and_voc_say_where_they_come_from(tmp_path):
+    with pytest.raises(DataError, match=r"cocodataset\.org"):
+        check_dataset(coco(tmp_path / "absent", classes=COCO_CLASSES))
+    with pytest.raises(DataError, match=r"host\.robots\.ox\.ac\.uk/pascal/VOC"):
+        check_dataset(voc2012_style(tmp_path / "absent", "2007", "trainval"))
+
+
+@pytest.mark.parametrize("check_all", [False, True])
+def test_large_sets_are_decoded_in_part_but_files_cut_short_are_found(voc_root, monkeypatch, check_all):
+    monkeypatch.setattr(check_module, "DECODE_ALL_UP_TO", 4)
+    report = check_dataset(voc(voc_root), check_all=check_all)
+    assert (report.images, report.decoded) == (6, 6 if check_all else 2)
+    for path in (voc_root / "JPEGImages").iterdir():
+        cut(path)
+    with pytest.raises(DataError, match="6 images are damaged"):
+        check_dataset(voc(voc_root), check_all=check_all)
+
+
+def test_exif_turned_image_has_its_annotated_size(voc_root):
+    from PIL import Image
+
+    path = first(voc_root)
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert cv2.imread(str(path)).shape == (96, 128, 3)
+    assert not check_dataset(voc(voc_root)).warnings
+
+
+def test_progress_is_told_on_standard_error(voc_root, monkeypatch, capsys):
+    monkeypatch.setattr(check_module, "PROGRESS_EVERY", 0)
+    check_dataset(voc(voc_root))
+    captured = capsys.readouterr()
+    assert "checking the train images: 3 of 6, about" in captured.err and not captured.out
+
+
+def classification(root: Path, split: str) -> dict:
+    return dict(type="mmpretrain.CustomDataset", data_root=str(root), data_prefix=split)
+
+
+def test_classification(tmp_path):
+    make_class_folders(tmp_path)
+    report = check_dataset(classification(tmp_path, "train"))
+    assert report.classes == ("cat", "dog") and report.objects == {"cat": 4, "dog": 4} and report.decoded == 8
+
+
+def test_classification_labels_must_be_below_the_number_of_classes(tmp_path):
+    make_class_folders(tmp_path)
+    (tmp_path / "train.txt").write_text("train/cat/000.jpg 0\ntrain/dog/000.jpg 2\n")
+    listed = dict(type="mmpretrain.CustomDataset", data_root=str(tmp_path), ann_file="train.txt", classes=("a", "b"))
+    with pytest.raises(DataError, match="1 labels are not below 2 classes"):
+        check_dataset(listed)
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (shutil.rmtree, "cannot be loaded(.|\n)*one folder per class"),
+        (lambda root: cut(root / "train/cat/000.jpg"), "1 images are damaged"),
+        (lambda root: [p.unlink() for p in root.glob("train/*/*")], "Found 0 files"),
+        (lambda root: (root / "val/dog").rename(root / "val/duck"), "its classes are not those of train"),
+    ],
+)
+def test_classification_errors(tmp_path, break_it, message):
+    root = make_class_folders(tmp_path / "data")
+    break_it(root)
+    cfg = Config({f"{split}_dataloader": dict(dataset=classification(root, split)) for split in ("train", "val")})
+    with pytest.raises(DataError, match=message):
+        check_data(cfg)
+
+
+def test_head_and_data_must_agree(voc_root):
+    cfg = Config(dict(train_dataloader=dict(dataset=voc(voc_root)), model=dict(bbox_head=dict(num_classes=20))))
+    with pytest.raises(DataError, match="num_classes=20, the data 3 classes"):
+        check_data(cfg)
+    cfg.model.bbox_head.num_classes = 3
+    assert [report.name for report in check_data(cfg)] == ["train"]
+
+
+def test_evaluator_file_must_exist(coco_root):
+    cfg = Config(
+        dict(
+            val_dataloader=dict(dataset=coco(coco_root, "val", test_mode=True)),
+            val_evaluator=dict(type="CocoMetric", ann_file=str(coco_root / "nowhere.json")),
+        )
+    )
+    with pytest.raises(DataError, match=r"ann_file of val_evaluator is absent: .*nowhere.json"):
+        check_data(cfg)
+
+
+def test_unknown_dataset_type_is_an_error():
+    with pytest.raises(DataError, match="NoSuchDataset"):
+        check_dataset(dict(type="NoSuchDataset"))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def predictions(dataset, keep: Counter) -> list[dict]:
+    """The truth of each image as its detections, except for the first ``keep[label]`` objects of a class."""
+    samples = []
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        boxes = torch.tensor([one["bbox"] for one in info["instances"]]).float().reshape(-1, 4)
+        labels = torch.tensor([one["bbox_label"] for one in info["instances"]]).long()
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        for j, label in enumerate(labels.tolist()):
+            if keep[label] > 0:
+                keep[label] -= 1
+                kept[j] = False
+        samples.append(
+            dict(
+                gt_instances=dict(bboxes=boxes, labels=labels),
+                ignored_instances=dict(bboxes=boxes[:0], labels=labels[:0]),
+                pred_instances=dict(bboxes=boxes[kept], labels=labels[kept], scores=torch.ones(int(kept.sum()))),
+            )
+        )
+    return samples
+
+
+@pytest.mark.parametrize(
+    "missed, expected", [({}, 1.0), ({0: 2}, (2 / 4 + 1 + 1) / 3), ({1: 4, 2: 1}, (1 + 3 / 4) / 3)]
+)
+def test_voc_metric_on_custom_classes(voc_root, missed, expected):
+    dataset = DATASETS.build(voc(voc_root, test_mode=True))
+    metric = VOCMetric(metric="mAP", eval_mode="area")
+    metric.dataset_meta = dataset.metainfo
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = dataset.metainfo
+    evaluator.process(predictions(dataset, Counter(missed)))
+    result = evaluator.evaluate(len(dataset))
+    assert result["pascal_voc/mAP"] == pytest.approx(expected, abs=1e-6)
+    assert result["pascal_voc/AP50"] == round(result["pascal_voc/mAP"], 3)
