@@ -32,7 +32,6 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
-    batch_sampler=dict(type="mmdet.AspectRatioBatchSampler"),
     dataset=dict(
         type="mmnetaug.VOCLayoutDataset",  # or mmdet.CocoDataset, as found
         filter_cfg=dict(filter_empty_gt=False),  # images without objects teach what is none

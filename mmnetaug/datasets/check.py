@@ -245,9 +245,11 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
     absent = [name for name in report.classes if not report.objects[name]]
     unknown = {name: n for name, n in report.objects.items() if name not in report.classes}
     if absent and report.objects:
-        text = f"no annotation has the class {_few(absent)}; the annotations have {_few(sorted(report.objects), 100)}"
-        misspelt = set(absent) - report.listed
-        (report.problems if needed and misspelt else report.warnings).append(text)
+        text = f"no annotation has the class {_few(absent)}"
+        if needed and set(absent) - report.listed:
+            report.problems.append(f"{text}; the annotations have {_few(sorted(report.objects), 100)}")
+        else:
+            report.warnings.append(text)
     if unknown:
         shown = _few([f"{name} ({n})" for name, n in unknown.items()])
         report.warnings.append(f"{sum(unknown.values())} objects are of classes not in the config, and unused: {shown}")
