@@ -103,7 +103,9 @@ def find_layout(root: Path) -> str:
         DataError: It is neither, or both.
     """
     if not root.is_dir():
-        raise DataError(f"no data: there is no folder {root}. Set data_root.\n{layouts('<data_root>')}")
+        raise DataError(
+            f"no data: there is no folder {root}. Say where the data lie: --data-root PATH, or data_root in the config.\n{layouts('<data_root>')}"
+        )
     found = _layouts_at(root)
     if len(found) == 1:
         return found[0]
