@@ -1,0 +1,13 @@
+"""The demo: a tiny YOLOv3 learns handwritten digits on 160x160 scenes with NetAug, in minutes on two CPU cores."""
+
+_base_ = "./yolov3_mbv3_w035_digits.py"
+
+model = dict(
+    _delete_=True,
+    type="mmnetaug.NetAug",
+    model={{_base_.model}},
+    expand=[1, 1.6, 2.2, 2.8],  # the authors' factors for pre-training
+    width=[1, 2, 3],
+)
+optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper")
+default_hooks = dict(checkpoint=dict(type="mmnetaug.TinyCheckpointHook"))
