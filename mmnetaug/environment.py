@@ -8,6 +8,8 @@ whichever import trips over it first.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import re
 import sys
@@ -32,7 +34,7 @@ _torchvision_schemas: Library | None = None
 
 
 def check() -> None:
-    """Check what is installed, and make torchvision importable where its operators are for another build of torch.
+    """Check what is installed, and import what needs care: torchvision's operators and mmdet's chatter.
 
     Raises:
         ImportError: Something is missing, too old, or installed over its twin; the message says what to do for each.
@@ -45,6 +47,7 @@ def check() -> None:
             + "A working environment: `make setup`, or the commands at the top of requirements.txt."
         )
     _declare_torchvision_operators()
+    _import_mmdet()
 
 
 def _problems() -> list[str]:
@@ -115,3 +118,9 @@ def _declare_torchvision_operators() -> None:
         _torchvision_schemas = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             _torchvision_schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _import_mmdet() -> None:
+    """Import what prints to standard output when it is imported: that belongs to the figures of ``--json -``."""
+    with contextlib.redirect_stdout(sys.stderr):
+        importlib.import_module("mmdet.datasets")

@@ -31,6 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
             environment.importlib.util, "find_spec", lambda name: None if name in absent_modules else object()
         )
         monkeypatch.setattr(environment, "_declare_torchvision_operators", lambda: None)
+        monkeypatch.setattr(environment, "_import_mmdet", lambda: None)
 
     return pretend
 
@@ -126,3 +127,11 @@ def test_here_everything_is_fine_and_torchvision_can_be_imported():
     import torchvision.transforms
 
     assert callable(torchvision.transforms.Resize)
+
+
+def test_import_leaves_standard_output_alone():
+    root = Path(environment.__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", "import mmnetaug"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
