@@ -104,7 +104,7 @@ def find_layout(root: Path) -> str:
     """
     if not root.is_dir():
         raise DataError(
-            f"no data: there is no folder {root}. Say where the data lie: --data-root PATH, or data_root in the config.\n"
+            f"no data: there is no folder {root}. Set it with --data-root, or data_root in the config.\n"
             f"{layouts('<data_root>')}"
         )
     found = _layouts_at(root)
