@@ -5,7 +5,7 @@ Importing the package registers everything that configs name: ``custom_imports =
 
 from . import environment
 
-environment.check()  # before anything of OpenMMLab is imported
+environment.check()
 
 from . import datasets, models
 from .builder import NetAug

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from .elastic import TraceError, fill_new_channels, make_elastic
+from .elastic import TraceError, fill_new_channels, make_elastic, tiny_storage
 from .forward import flatten_tensors, tensor_forward
 from .registry import MODELS
 
@@ -24,7 +24,7 @@ Factors = Sequence[float] | Mapping[str, float]
 
 
 @MODELS.register_module()
-def NetAug(  # noqa: N802: config types are written like classes
+def NetAug(
     model: dict[str, Any],
     width: Factors = (1.0,),
     expand: Factors = (1.0,),
@@ -94,14 +94,15 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
 
 def _init_weights(model: nn.Module) -> None:
     """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale."""
-    type(model).init_weights(model)
+    with tiny_storage(model):
+        type(model).init_weights(model)
     fill_new_channels(model)
 
 
 def _guard(model: nn.Module, inputs: Any) -> None:
     if model.training and torch.is_grad_enabled() and not model.elastic.driven:
         raise RuntimeError(
-            f"{type(model).__name__} was made elastic by mmnetaug.NetAug, but is trained by an optimizer wrapper that adds "
-            "no augmented pass: set optim_wrapper.type to 'mmnetaug.NetAugOptimWrapper' or "
+            f"{type(model).__name__} was made elastic by mmnetaug.NetAug, but is trained by an optimizer wrapper that "
+            "adds no augmented pass: set optim_wrapper.type to 'mmnetaug.NetAugOptimWrapper' or "
             "'mmnetaug.NetAugAmpOptimWrapper', or train the plain model."
         )

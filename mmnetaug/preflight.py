@@ -207,7 +207,7 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
     absent = [key for key in ("meta", "optimizer", "message_hub") if key not in checkpoint]
     if absent:
         raise UserError(
-            f"cannot resume from {source}: it holds no {' and no '.join(absent)}, so it is no full training checkpoint. "
+            f"cannot resume from {source}: it holds no {' and no '.join(absent)}, so it is no full checkpoint. "
             "To start from its weights, use --cfg-options load_from=..."
         )
 

@@ -3,7 +3,7 @@
 from .convert import make_elastic
 from .groups import ChannelGroup
 from .layers import Elastic
-from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces
+from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_storage
 from .trace import TraceError
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "fill_new_channels",
     "find_spaces",
     "make_elastic",
+    "tiny_storage",
 ]

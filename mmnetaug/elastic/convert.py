@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -51,15 +52,25 @@ def make_elastic(
             raise ValueError(f"{name} factors start with 1 (the tiny network) and are at least 1, got {list(factors)}")
     image = torch.zeros(2, *image_shape)  # two images, so that a fold of batch and channels cannot pass for channels
     found = trace(model, forward, image)
+    owners = collections.Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    for name, dims in found.parameters.items():
+        if owners[id(_attribute(model, name))] > 1:
+            for layout in dims.values():
+                found.channels.hold(layout, f"{name} is shared between modules")
     groups, of_run = find_groups(model, found, scope, width, expand, roles or {})
     space = ElasticSpace(groups)
     layers = _swap_layers(model, found, of_run)
-    _hold_what_fails(model, forward, image, space, layers)
+    _hold_what_fails(model, forward, image, found.outputs, space, layers)
     for layer in layers:
         grow(layer)
     fill_new_channels(model)
     model.elastic = space
     return space
+
+
+def _attribute(model: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)
 
 
 def _swap_layers(model: nn.Module, found: Trace, of_run: dict[int, ChannelGroup]) -> list[Elastic]:
@@ -92,13 +103,17 @@ def _swap_layers(model: nn.Module, found: Trace, of_run: dict[int, ChannelGroup]
 
 
 def _hold_what_fails(
-    model: nn.Module, forward: Forward, image: Tensor, space: ElasticSpace, layers: list[Elastic]
+    model: nn.Module,
+    forward: Forward,
+    image: Tensor,
+    expected: list[tuple[int, ...]],
+    space: ElasticSpace,
+    layers: list[Elastic],
 ) -> None:
     """Tries wider networks on fake tensors and holds the groups with which the network's own code fails.
 
     A forward pass that writes channel numbers down (``x.split((32, 32))``) shows nothing of it in the graph.
     """
-    expected = _fake_outputs(model, forward, image, layers)
 
     def problem() -> str | None:
         try:

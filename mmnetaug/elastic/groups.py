@@ -1,15 +1,14 @@
 """Channel groups: the width variables of an elastic network, their roles and the widths they can take.
 
-Roles follow NetAug (paper section 3.2 and the authors' networks). *width* groups run between blocks (stem, stages, last
-convolution) and take a width factor. *expand* groups are hidden inside a block and take an expand factor times the width
-factor of what the block reads. *squeeze* groups (squeeze-and-excitation) follow the group they gate.
+Roles follow NetAug (paper section 3.2 and the authors' networks). *width* groups run between blocks (stem, stages,
+last convolution) and take a width factor. *expand* groups are hidden inside a block and take an expand factor times the
+width factor of what the block reads. *squeeze* groups (squeeze-and-excitation) follow the group they gate.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -178,7 +177,8 @@ def _role(model: nn.Module, scope: str, modules: list[str]) -> Role:
 
     The block is the smallest module around them that is no mere container.
     """
-    path = os.path.commonprefix([module.split(".") for module in modules])
+    levels = zip(*(module.split(".") for module in modules), strict=False)
+    path = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, levels)]
     if ".".join(path) in modules:
         path = path[:-1]
     while path and isinstance(model.get_submodule(".".join(path)), nn.Sequential | nn.ModuleList | nn.ModuleDict):

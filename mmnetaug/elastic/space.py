@@ -104,6 +104,34 @@ def base_state_dict(model: nn.Module, state: Mapping[str, Tensor] | None = None)
     return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
+@contextlib.contextmanager
+def tiny_storage(model: nn.Module) -> Iterator[None]:
+    """Lets elastic layers store the tiny network alone for the time of a ``with`` block; the rest comes back behind it.
+
+    Code that fills parameters in place (initialisers) then sees exactly the plain network: same shapes, same memory
+    layout, hence the same random numbers.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Elastic)]
+    large = [{name: layer.stored(name) for name in layer.elastic_axes} for layer in layers]
+    blocks = [{name: layer.base_block(name) for name in layer.elastic_axes} for layer in layers]
+
+    def put(layer: Elastic, name: str, tensor: Tensor) -> None:
+        (layer._parameters if name in layer._parameters else layer._buffers)[name] = tensor
+
+    for layer, tensors, block in zip(layers, large, blocks, strict=True):
+        for name, tensor in tensors.items():
+            tiny = tensor.detach()[block[name]].clone(memory_format=torch.contiguous_format)
+            put(layer, name, nn.Parameter(tiny, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tiny)
+    try:
+        yield
+    finally:
+        for layer, tensors, block in zip(layers, large, blocks, strict=True):
+            for name, tensor in tensors.items():
+                with torch.no_grad():
+                    tensor[block[name]] = layer.stored(name)
+                put(layer, name, tensor)
+
+
 def fill_new_channels(model: nn.Module, seed: int = 0) -> None:
     """Initialises everything outside of the tiny network, by drawing from the tiny network's own values.
 

@@ -68,6 +68,7 @@ class Trace:
         touched: Per module that owns a convolution or linear weight, the layouts it reads and makes.
         integers: Modules whose integer attribute counts channels: (module name, attribute, layout, base value).
         gated: Layouts that are multiplied by a gate computed from their own pooled features.
+        outputs: Shapes of the network's outputs.
     """
 
     channels: Channels = field(default_factory=Channels)
@@ -76,6 +77,7 @@ class Trace:
     touched: list[tuple[str, Layout]] = field(default_factory=list)
     integers: list[tuple[str, str, Layout, int]] = field(default_factory=list)
     gated: list[Layout] = field(default_factory=list)
+    outputs: list[tuple[int, ...]] = field(default_factory=list)
 
 
 def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tensor]], image: Tensor) -> Trace:
@@ -118,6 +120,7 @@ def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tens
     inputs = [reader.source(node, names.get(node.name)) for node in program.graph.nodes if node.op == "placeholder"]
     for value in reader.run(program.graph_module, inputs):
         reader.hold(value, "an output of the network")
+        reader.found.outputs.append(value.shape)
     return reader.found
 
 
@@ -440,12 +443,11 @@ _RULES: dict[str, Callable[..., Any]] = {
     "prelu": _Reader.prelu,
     # Elementwise, but without the tag.
     **dict.fromkeys(["hardswish", "log_sigmoid", "rsub", "where", "masked_fill"], _Reader.pointwise),
-    **dict.fromkeys(
-        """max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest2d
-        upsample_bilinear2d upsample_bicubic2d contiguous clone alias detach dropout _to_copy to type_as zeros_like ones_like
-        softmax log_softmax""".split(),
-        _Reader.same,
-    ),
+    **dict.fromkeys(["max_pool2d", "max_pool2d_with_indices", "avg_pool2d"], _Reader.same),
+    **dict.fromkeys(["adaptive_avg_pool2d", "adaptive_max_pool2d"], _Reader.same),
+    **dict.fromkeys(["upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"], _Reader.same),
+    **dict.fromkeys(["contiguous", "clone", "alias", "detach", "dropout", "_to_copy", "to", "type_as"], _Reader.same),
+    **dict.fromkeys(["zeros_like", "ones_like", "softmax", "log_softmax"], _Reader.same),
     **dict.fromkeys(["pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _Reader.pad),
     **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "max", "min", "linalg_vector_norm"], _Reader.reduce),
     **dict.fromkeys(["cat", "concat"], _Reader.cat),

@@ -90,8 +90,8 @@ class TinyCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, with the tiny network written beside every checkpoint and no file left half done.
 
     ``epoch_10.pth`` (everything needed to resume) gets a twin ``epoch_10_tiny.pth``: the tiny network's weights under
-    their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without NetAug,
-    with ``weights_only=True`` and without mmnetaug. Checkpoints of plain models get no twin.
+    their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without
+    NetAug, with ``weights_only=True`` and without mmnetaug. Checkpoints of plain models get no twin.
 
     Args:
         args: As of ``CheckpointHook``.

@@ -118,7 +118,7 @@ class _NetAugStep:
         if not self._spaces:
             raise RuntimeError(
                 f"{type(self).__name__} trains elastic models, and nothing in {type(_unwrap(model)).__name__} is: wrap "
-                "the model's config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's own optimizer wrapper."
+                "the model's config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's optimizer wrapper."
             )
         for space in self._spaces:
             space.driven = True
@@ -225,7 +225,7 @@ def _statistics_untouched(norms: list[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_randomness(seed: str) -> Iterator[None]:
-    """Random numbers drawn inside (dropout, samplers of a head) are a function of ``seed`` and leave no trace outside."""
+    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside."""
     number = random.Random(seed).getrandbits(32)
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -1,0 +1,109 @@
+"""Existing configs train with the two changes that the README shows, and give back stock networks."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from mmengine.utils import get_installed_path
+
+from mmnetaug.forward import tensor_forward
+
+CONFIGS = [
+    "mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py",
+    "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py",
+]
+SIZE = 128
+
+TWO_CHANGES = """
+_base_ = '{base}'
+custom_imports = dict(imports=['mmnetaug'])
+model = dict(_delete_=True, type='mmnetaug.NetAug', model={{{{_base_.model}}}},
+             expand=[1, 1.6, 2.2], width=[1, 1.8])
+optim_wrapper = dict(type='mmnetaug.NetAugOptimWrapper')
+"""
+
+
+@DATASETS.register_module(force=True)
+class RandomScenes(BaseDataset):
+    """Noise images with one box each, as a detector's pipeline would hand them over."""
+
+    METAINFO: ClassVar = dict(classes=("thing",))
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(number=number) for number in range(6)]
+
+    def __getitem__(self, index: int) -> dict:
+        generator = np.random.default_rng(index)
+        image = torch.from_numpy(generator.integers(0, 255, (3, SIZE, SIZE)).astype(np.uint8))
+        sample = DetDataSample(
+            metainfo=dict(img_id=index, img_shape=(SIZE, SIZE), ori_shape=(SIZE, SIZE), scale_factor=(1.0, 1.0))
+        )
+        boxes = torch.tensor([[20.0, 30.0, 90.0, 100.0]])
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(1, dtype=torch.long))
+        sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long))
+        return dict(inputs=image, data_samples=sample)
+
+
+def without_downloads(model: Config) -> Config:
+    """The same model config without the weights that would come over the network."""
+    for part in model.values():
+        if isinstance(part, dict):
+            part.pop("init_cfg", None)
+            without_downloads(part)
+    return model
+
+
+@pytest.mark.parametrize("base", CONFIGS, ids=lambda name: name.rpartition("/")[2])
+def test_two_changes_are_enough(base, tmp_path):
+    (tmp_path / "mine.py").write_text(TWO_CHANGES.format(base=base))
+    config = Config.fromfile(tmp_path / "mine.py")
+    without_downloads(config.model.model)
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        dataset=dict(type="mmengine.RandomScenes"),
+        sampler=dict(type="DefaultSampler", shuffle=False),
+    )
+    runner = Runner(
+        model=config.model,
+        work_dir=str(tmp_path),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=False, max_iters=3),
+        optim_wrapper={**config.optim_wrapper, "optimizer": {**config.optim_wrapper.optimizer, "lr": 1e-4}},
+        default_hooks=dict(
+            checkpoint=dict(type="mmnetaug.TinyCheckpointHook", by_epoch=False),
+            logger=dict(type="LoggerHook", interval=1),
+        ),
+        default_scope="mmdet",
+        experiment_name=tmp_path.name,
+        randomness=dict(seed=0),
+    )
+    runner.train()
+    assert np.isfinite(runner.message_hub.get_scalar("train/loss_aug").data[0]).all()
+    assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 3
+
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        stock = MODELS.build(without_downloads(Config.fromfile(config_path(base)).model))
+    tiny = torch.load(tmp_path / "iter_3_tiny.pth", weights_only=True)
+    stock.load_state_dict(tiny["state_dict"], strict=True)
+    ours = runner.model.eval()
+    stock.eval()
+    data = stock.data_preprocessor(next(iter(runner.train_dataloader)), training=False)
+    with torch.no_grad():
+        mine, theirs = (tensor_forward(model, data["inputs"]) for model in (ours, stock))
+    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def config_path(name: str) -> str:
+    """File of a config named as in ``_base_``."""
+    package, _, relative = name.partition("::")
+    return f"{get_installed_path(package)}/.mim/configs/{relative}"

@@ -1,0 +1,288 @@
+"""Invariants 1 to 5 and 10 over detectors with concatenating necks, against independent plain networks."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import OPTIM_WRAPPERS
+from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
+from torch import nn
+
+from mmnetaug.elastic import Elastic, base_state_dict
+
+every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
+
+
+@pytest.fixture
+def double():
+    """float64 throughout: mmdet's targets are made in the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def wrapper(model: nn.Module, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return OPTIM_WRAPPERS.build(dict(type="mmnetaug.NetAugOptimWrapper", optimizer=optimizer, **kwargs))
+
+
+def step(model: nn.Module, data: dict, optim_wrapper) -> dict:
+    """``BaseModel.train_step`` behind the data preprocessor."""
+    with optim_wrapper.optim_context(model):
+        losses = model(**copy.deepcopy(data), mode="loss")
+    loss, log = model.parse_losses(losses)
+    optim_wrapper.update_params(loss)
+    return log
+
+
+@every_backbone
+def test_most_of_the_backbone_is_augmented(backbone):
+    elastic, _ = build_pair(detector_config(backbone))
+    groups = elastic.elastic.groups
+    assert {group.role for group in groups} >= {"width", "expand"}
+    assert [group.held_reason for group in groups] == [None] * len(groups)
+    assert all(group.name.startswith("backbone.") for group in groups)
+
+
+@every_backbone
+@pytest.mark.parametrize("training", [False, True])
+def test_base_mode_is_the_plain_network_bit_for_bit(backbone, training):
+    elastic, plain = build_pair(detector_config(backbone))
+    elastic.train(training), plain.train(training)
+    elastic.elastic.driven = True
+    data = batch()
+    with torch.no_grad():
+        ours, reference = elastic(data["inputs"], mode="tensor"), plain(data["inputs"], mode="tensor")
+    for one, other in zip(ours[0], reference[0], strict=True):
+        assert torch.equal(one, other)
+    for key, value in base_state_dict(elastic).items():
+        assert torch.equal(value, plain.state_dict()[key]), key
+
+
+@every_backbone
+def test_a_step_is_the_sum_of_both_gradients_of_independent_networks(backbone, double):
+    elastic, plain = build_pair(detector_config(backbone), torch.float64)
+    data, alpha, rate = batch(dtype=torch.float64), 0.7, 0.01
+    for iteration in range(2):
+        widths = elastic.elastic.sample(seed=3, iteration=iteration)
+        tiny, augmented = plain_at(elastic, plain, elastic.elastic.base()), plain_at(elastic, plain, widths)
+        loss_of(tiny, data).backward()
+        loss_of(augmented, data).backward()
+        base = scatter_gradients(elastic, tiny, elastic.elastic.base())
+        extra = scatter_gradients(elastic, augmented, widths)
+        expected = {n: p.detach() - rate * (base[n] + alpha * extra[n]) for n, p in elastic.named_parameters()}
+        if iteration == 0:
+            optim_wrapper = wrapper(elastic, alpha=alpha, seed=3)
+        step(elastic, data, optim_wrapper)
+        for name, parameter in elastic.named_parameters():
+            scale = max(1.0, expected[name].abs().max().item())
+            assert (parameter - expected[name]).abs().max().item() <= 1e-10 * scale, name
+
+
+@every_backbone
+def test_only_sampled_channels_get_a_gradient(backbone):
+    elastic, _ = build_pair(detector_config(backbone))
+    space, data = elastic.elastic, batch()
+    space.driven = True
+    with space.at(space.largest()):
+        loss_of(elastic, data).backward()
+    for name, parameter in elastic.named_parameters():
+        # Weights in front of a batch norm may get a gradient of zero here and there; a whole zero means "not reached".
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    elastic.zero_grad()
+    loss_of(elastic, data).backward()
+    for layer in elastic.modules():
+        for tensor in getattr(layer, "elastic_axes", {}):
+            if tensor in layer._parameters:
+                outside = layer.stored(tensor).grad.clone()
+                outside[layer.base_block(tensor)] = 0
+                assert not outside.any(), tensor
+
+
+@every_backbone
+def test_the_tiny_network_is_a_subnetwork_of_every_augmented_one(backbone, double):
+    """Silence the additional channels where they are made, whatever reads them: the tiny network must remain.
+
+    Unlike the gradients this does not use the stored order of channels at all: a layer behind a concatenation that took
+    its first channels from the wrong branch would read silence in place of the tiny network's features.
+    """
+    elastic, plain = build_pair(detector_config(backbone), torch.float64)
+    for layer in elastic.modules():
+        if isinstance(layer, Elastic):
+            for name, axes in layer.elastic_axes.items():
+                made = [axis for axis in axes if axis.dim == 0]
+                if name in ("weight", "bias") and made:
+                    with torch.no_grad():
+                        layer.stored(name)[made[0].base :] = 0
+    elastic.eval(), plain.eval()
+    image = batch(dtype=torch.float64)["inputs"]
+    space = elastic.elastic
+    with torch.no_grad():
+        expected = plain(image, mode="tensor")[0]
+        for widths in (space.largest(), space.sample(0, 1), space.sample(0, 2)):
+            with space.at(widths):
+                for one, other in zip(elastic(image, mode="tensor")[0], expected, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@every_backbone
+def test_the_augmented_pass_leaves_no_trace_but_its_gradients(backbone):
+    elastic, plain = build_pair(detector_config(backbone))
+    optim_wrapper, data = wrapper(elastic), batch()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    log = step(elastic, data, optim_wrapper)
+    losses = plain(**copy.deepcopy(data), mode="loss")
+    _, expected = plain.parse_losses(losses)
+    assert {key: value.item() for key, value in log.items()} == {key: value.item() for key, value in expected.items()}
+    buffers = dict(plain.named_buffers())
+    for key, value in base_state_dict(elastic).items():
+        if key in buffers:
+            assert torch.equal(value, buffers[key]), key
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+
+
+def test_widths_are_a_function_of_seed_and_iteration():
+    first, _ = build_pair(detector_config("mobilenet_v3"))
+    second, _ = build_pair(detector_config("mobilenet_v3"))
+    samples = [first.elastic.sample(0, iteration) for iteration in range(50)]
+    torch.manual_seed(123)
+    random.seed(5)
+    assert [second.elastic.sample(0, iteration) for iteration in reversed(range(50))] == samples[::-1]
+    assert first.elastic.sample(1, 0) != samples[0]
+    for number, group in enumerate(first.elastic.groups):
+        assert {sample[number] for sample in samples} <= set(group.widths)
+        assert len({sample[number] for sample in samples}) > 1
+
+
+def test_sampled_widths_follow_the_roles():
+    """Hidden width = base hidden width x expand factor x width factor of the block's input (RECIPE section 1)."""
+    elastic, _ = build_pair(detector_config("mobilenet_v2"), width=[1, 2, 3], expand=[1, 4])
+    groups = {group.name: number for number, group in enumerate(elastic.elastic.groups)}
+    stage, hidden = groups["backbone.layer3.0.conv.2.conv"], groups["backbone.layer3.1.conv.0.conv"]
+    seen = set()
+    for iteration in range(60):
+        widths = elastic.elastic.sample(0, iteration)
+        factor = widths[stage] / elastic.elastic.groups[stage].base_width
+        seen.add((factor, widths[hidden] / elastic.elastic.groups[hidden].base_width / factor))
+        off = elastic.elastic.sample(0, iteration, width=False)
+        assert off[stage] == elastic.elastic.groups[stage].base_width
+        assert off[hidden] / elastic.elastic.groups[hidden].base_width in (1, 4)
+    assert seen == {(width, expand) for width in (1, 2, 3) for expand in (1, 4)}
+    with_squeeze, _ = build_pair(detector_config("mobilenet_v3"))
+    for iteration in range(20):
+        widths = dict(zip(with_squeeze.elastic.groups, with_squeeze.elastic.sample(0, iteration), strict=True))
+        for group, width in widths.items():
+            if group.role == "squeeze":
+                gated = group.follows
+                assert width / group.base_width == pytest.approx(widths[gated] / gated.base_width, abs=0.5 / 16 + 0.03)
+
+
+def test_both_spellings_of_factors_and_bad_ones():
+    elastic, _ = build_pair(detector_config("resnet18"), width=dict(r=3, s=2), expand=dict(r=2, s=1))
+    stem = elastic.elastic.groups[0]
+    assert (stem.widths, elastic.elastic.groups[1].factors) == ([8, 16, 24], (1.0, 2.0))
+    for bad in ([2, 3], [1, 0.5], [], dict(r=3)):
+        with pytest.raises(ValueError):
+            build_pair(detector_config("resnet18"), width=bad)
+
+
+def test_role_overrides():
+    config = detector_config("resnet18")
+    elastic, _ = build_pair(config, roles={"backbone.layer1.*": "base", "backbone.layer2.0.conv1": "width"})
+    groups = {group.name: group for group in elastic.elastic.groups}
+    assert groups["backbone.layer1.0.conv1"].widths == [8]
+    assert groups["backbone.layer1.0.conv1"].held_reason == "by the config"
+    assert groups["backbone.layer2.0.conv1"].role == "width"
+    with pytest.raises(ValueError, match="matches none"):
+        build_pair(config, roles={"backbone.layer9*": "base"})
+    with pytest.raises(ValueError, match="none of"):
+        build_pair(config, roles={"backbone.layer1.*": "wide"})
+
+
+def test_a_backbone_alone_keeps_its_outputs():
+    config = detector_config("mobilenet_v3")
+    whole = copy.deepcopy(config)
+    whole["backbone"] = dict(type="mmnetaug.NetAug", model=config["backbone"], width=[1, 2], expand=[1, 2])
+    from mmengine.registry import MODELS
+
+    model = MODELS.build(whole)
+    held = {group.name: group.held_reason for group in model.backbone.elastic.groups if group.held_reason}
+    assert held == dict.fromkeys(
+        [f"stages.{stage}.0.project_conv.conv" for stage in (2, 4, 5)], "an output of the network"
+    )
+    log = step(model.train(), batch(), wrapper(model))
+    assert torch.isfinite(log["loss"])
+
+
+@every_backbone
+def test_tiny_and_large_checkpoints_load(backbone):
+    elastic, plain = build_pair(detector_config(backbone))
+    other, _ = build_pair(detector_config(backbone))
+    tiny = {
+        key: torch.randn_like(value) if value.is_floating_point() else value
+        for key, value in plain.state_dict().items()
+    }
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    assert not any(other.load_state_dict(tiny, strict=True))
+    for key, value in base_state_dict(other).items():
+        assert torch.equal(value, tiny[key]), key
+    for layer_name, layer in other.named_modules():
+        for name in getattr(layer, "elastic_axes", {}):
+            now, then = layer.stored(name).detach().clone(), before[f"{layer_name}.{name}"].clone()
+            now[layer.base_block(name)] = then[layer.base_block(name)] = 0
+            assert torch.equal(now, then), "a tiny checkpoint must leave the additional channels alone"
+    other.load_state_dict(elastic.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), elastic.parameters(), strict=True))
+    wrong = {**tiny, "backbone.conv9.weight": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match="conv9"):
+        other.load_state_dict(wrong, strict=True)
+
+
+@every_backbone
+def test_the_tiny_network_starts_as_the_plain_one(backbone):
+    """Same seed, same initial weights: baseline and NetAug runs start from one point, whatever initialises them."""
+    from mmengine.registry import MODELS
+
+    config = detector_config(backbone)
+    torch.manual_seed(7)
+    plain = MODELS.build(copy.deepcopy(config))
+    plain.init_weights()
+    torch.manual_seed(7)
+    elastic = MODELS.build(dict(type="mmnetaug.NetAug", model=copy.deepcopy(config), width=[1, 2], expand=[1, 2]))
+    elastic.init_weights()
+    for key, value in base_state_dict(elastic).items():
+        assert torch.equal(value, plain.state_dict()[key]), key
+    for layer in elastic.modules():
+        for name in getattr(layer, "elastic_axes", {}):
+            stored = layer.stored(name).detach()
+            assert set(stored.flatten().tolist()) == set(stored[layer.base_block(name)].flatten().tolist())
+
+
+def test_predictions_agree_with_the_stock_detector():
+    elastic, plain = build_pair(detector_config("mobilenet_v3"))
+    elastic.eval(), plain.eval()
+    data = batch()
+    with torch.no_grad():
+        ours, stock = (model(**copy.deepcopy(data), mode="predict") for model in (elastic, plain))
+    for one, other in zip(ours, stock, strict=True):
+        assert len(one.pred_instances) > 0
+        assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
+        assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+def test_a_plain_optimizer_wrapper_is_refused():
+    elastic, plain = build_pair(detector_config("resnet18"))
+    stock = OPTIM_WRAPPERS.build(dict(type="OptimWrapper", optimizer=torch.optim.SGD(elastic.parameters(), 0.1)))
+    with pytest.raises(RuntimeError, match="NetAugOptimWrapper"):
+        step(elastic, batch(), stock)
+    with pytest.raises(RuntimeError, match="elastic"):
+        step(plain, batch(), wrapper(plain))
+    elastic.eval()
+    with torch.no_grad():
+        elastic(torch.zeros(1, 3, IMAGE, IMAGE), mode="tensor")
