@@ -134,10 +134,10 @@ def use_scaled_lr(cfg: Config) -> None:
 
 def use_tiny_checkpoints(cfg: Config) -> None:
     """Have the tiny network written beside every checkpoint, unless the config has a checkpoint hook of its own."""
-    hooks = cfg.setdefault("default_hooks", {})
-    hook = hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))  # MMEngine's default
+    hooks = dict(cfg.get("default_hooks") or {})
+    hook = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))  # MMEngine's default; None: no checkpoints
     if hook and type_name(hook) == "CheckpointHook":
-        hook["type"] = "mmnetaug.TinyCheckpointHook"
+        cfg.default_hooks = {**hooks, "checkpoint": {**hook, "type": "mmnetaug.TinyCheckpointHook"}}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,396 @@
+"""The command line tools, on a data set of a few drawn images: they work, and they stop early with one clear error."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data_fixtures import make_class_folders, make_voc_folder
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from networks import detector_config
+
+from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
+from mmnetaug.elastic import ChannelGroup
+from mmnetaug.preflight import NetworkReport, check_weights
+
+REPO = Path(__file__).parents[1]
+CLASSES = ("cat", "dog", "emu")
+
+DETECTOR = """
+_base_ = ["{repo}/configs/_base_/custom_data.py", "mmdet::_base_/default_runtime.py"]
+custom_imports = dict(imports=["mmnetaug"])
+model = {model}
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="Resize", scale=(64, 64)),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(64, 64)),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+loader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+train_dataloader = dict(**loader, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(**loader, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2, val_interval=2)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3, momentum=0.9))
+randomness = dict(seed=0)
+"""
+NETAUG = """
+_base_ = "{plain}"
+model = dict(_delete_=True, type="mmnetaug.NetAug", model={{{{_base_.model}}}}, width=[1, 2], expand=[1, 1.5])
+optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper")
+"""
+CLASSIFIER = """
+_base_ = "mmpretrain::_base_/default_runtime.py"
+custom_imports = dict(imports=["mmnetaug"])
+model = dict(
+    type="mmnetaug.NetAug",
+    model=dict(
+        type="ImageClassifier",
+        backbone=dict(type="ResNet", depth=18, base_channels=8, stem_channels=8),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(type="LinearClsHead", num_classes=2, in_channels=64, loss=dict(type="CrossEntropyLoss")),
+    ),
+    width=[1, 2],
+    input_size=64,
+)
+data_preprocessor = dict(num_classes=2, mean=[127, 127, 127], std=[64, 64, 64])
+pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=64), dict(type="PackInputs")]
+loader = dict(batch_size=4, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=True))
+train_dataloader = dict(**loader, dataset=dict(type="CustomDataset", data_root="{data}/train", pipeline=pipeline))
+val_dataloader = dict(**loader, dataset=dict(type="CustomDataset", data_root="{data}/val", pipeline=pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type="Accuracy")
+test_evaluator = val_evaluator
+train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper", optimizer=dict(type="SGD", lr=0.1))
+"""
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", REPO / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train, test, describe = (load_tool(name) for name in ("train", "test", "describe"))
+
+
+def run(tool, *args) -> int:
+    return tool.main([str(arg) for arg in args])
+
+
+@pytest.fixture(autouse=True)
+def one_run_per_process(monkeypatch) -> None:
+    """MMEngine's hooks draw with the visualizer that was first made under the last new name, of any run before."""
+    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """Data, and configs with and without NetAug."""
+    place = tmp_path_factory.mktemp("tools")
+    make_voc_folder(place / "data", dict(train=4, test=4), CLASSES)
+    (place / "plain.py").write_text(DETECTOR.format(repo=REPO, model=detector_config("resnet18")))
+    (place / "netaug.py").write_text(NETAUG.format(plain=place / "plain.py"))
+    return place
+
+
+@pytest.fixture(scope="session")
+def trained(place) -> Path:
+    """Work directory of two epochs of two iterations with NetAug."""
+    work_dir = place / "trained"
+    assert run(train, place / "netaug.py", "--data-root", place / "data", "--work-dir", work_dir) == 0
+    return work_dir
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_full_and_tiny_checkpoints(trained):
+    names = {path.name for path in trained.glob("*.pth")}
+    assert names >= {"epoch_1.pth", "epoch_2.pth", "epoch_1_tiny.pth", "epoch_2_tiny.pth"}
+    [log] = trained.glob("*/*.log")
+    text = log.read_text()
+    assert re.search(r"NetAug: \d+ of \d+ channel groups augmented", text)
+    assert "train: 4 images (4 decoded)" in text
+    assert "pascal_voc/mAP" in text
+    assert "loss_aug" in text
+
+
+def test_resume_goes_on_where_the_run_stopped(place, trained, tmp_path):
+    work_dir = tmp_path / "moved"
+    shutil.copytree(trained, work_dir)
+    (work_dir / "last_checkpoint").write_text("/where/it/was/epoch_2.pth")
+    more = ["--resume", "--cfg-options", "train_cfg.max_epochs=3"]
+    assert run(train, place / "netaug.py", "--data-root", place / "data", "--work-dir", work_dir, *more) == 0
+    assert (work_dir / "epoch_3_tiny.pth").is_file()
+    state = torch.load(work_dir / "epoch_3.pth", weights_only=False)
+    assert state["meta"]["iter"] == 6
+
+
+def test_classifiers_train_too_and_netaug_stays_on_in_mixed_precision(tmp_path):
+    make_class_folders(tmp_path / "data")
+    (tmp_path / "classifier.py").write_text(CLASSIFIER.format(data=tmp_path / "data"))
+    assert run(train, tmp_path / "classifier.py", "--work-dir", tmp_path / "run", "--amp") == 0
+    [log] = tmp_path.glob("run/*/*.log")
+    assert "loss_aug" in log.read_text()
+    assert "mmnetaug.NetAugAmpOptimWrapper" in (tmp_path / "run/classifier.py").read_text()
+    assert (tmp_path / "run/epoch_1_tiny.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("OptimWrapper", "AmpOptimWrapper"),
+        ("mmnetaug.NetAugOptimWrapper", "mmnetaug.NetAugAmpOptimWrapper"),
+        ("NetAugOptimWrapper", "mmnetaug.NetAugAmpOptimWrapper"),
+        ("mmnetaug.NetAugAmpOptimWrapper", "mmnetaug.NetAugAmpOptimWrapper"),
+    ],
+)
+def test_amp(before, after, monkeypatch):
+    monkeypatch.setattr(train, "get_device", lambda: "cuda")
+    cfg = Config(dict(optim_wrapper=dict(type=before, alpha=0.5)))
+    train.use_amp(cfg)
+    assert cfg.optim_wrapper == dict(type=after, alpha=0.5)
+
+
+def test_amp_is_refused_where_it_would_switch_something_off():
+    with pytest.raises(UserError, match="no mixed-precision twin of optim_wrapper"):
+        train.use_amp(Config(dict(optim_wrapper=dict(type="ApexOptimWrapper"))))
+
+
+@pytest.mark.parametrize(
+    ("hook", "expected"),
+    [
+        ({}, dict(type="mmnetaug.TinyCheckpointHook", interval=1)),
+        (dict(type="CheckpointHook", interval=7), dict(type="mmnetaug.TinyCheckpointHook", interval=7)),
+        (dict(type="MyCheckpointHook"), dict(type="MyCheckpointHook")),
+        (None, None),
+    ],
+)
+def test_checkpoint_hook(hook, expected):
+    given = dict(checkpoint=hook) if hook != {} else {}
+    cfg = Config(dict(default_hooks=dict(timer=dict(type="IterTimerHook"), **given)))
+    train.use_tiny_checkpoints(cfg)
+    assert cfg.default_hooks == dict(timer=dict(type="IterTimerHook"), checkpoint=expected)
+
+
+def test_scaled_learning_rate():
+    cfg = Config(dict(auto_scale_lr=dict(base_batch_size=64)))
+    train.use_scaled_lr(cfg)
+    assert cfg.auto_scale_lr == dict(base_batch_size=64, enable=True)
+    with pytest.raises(UserError, match="base_batch_size"):
+        train.use_scaled_lr(Config({}))
+
+
+def test_nothing_to_resume_is_a_start(tmp_path, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from="pretrained.pth"))
+    train.set_resume(cfg, "auto")
+    assert cfg.load_from == "pretrained.pth" and not cfg.get("resume")
+    assert "starting from the beginning" in capsys.readouterr().out
+
+
+# --- test -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_checkpoint_is_the_elastic_one_at_base_width(place, trained, tmp_path, capsys):
+    common = ["--data-root", place / "data", "--work-dir", tmp_path]
+    out = tmp_path / "tiny.pkl"
+    args = [*common, "--json", "-", "--out", out, "--show-dir", tmp_path / "shown"]
+    assert run(test, place / "plain.py", trained / "epoch_2_tiny.pth", *args) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert "pascal_voc/mAP" in figures["metrics"]
+    assert len(list((tmp_path / "shown").glob("*.jpg"))) == 4
+
+    # a full checkpoint, in a work directory that is not its own
+    args = [*common, "--json", tmp_path / "full.json", "--out", tmp_path / "full.pkl", "--trust-checkpoint"]
+    assert run(test, place / "netaug.py", trained / "epoch_2.pth", *args) == 0
+    assert json.loads((tmp_path / "full.json").read_text())["metrics"] == figures["metrics"]
+    with out.open("rb") as tiny, (tmp_path / "full.pkl").open("rb") as full:
+        tiny, full = pickle.load(tiny), pickle.load(full)
+    assert len(tiny) == 4
+    for one, other in zip(tiny, full, strict=True):
+        assert all(one["pred_instances"][key].equal(other["pred_instances"][key]) for key in one["pred_instances"])
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"tiny.pkl", "full.pkl", "full.json"} | {
+        path.name for path in tmp_path.glob("*.py")
+    }
+
+
+# --- describe ---------------------------------------------------------------------------------------------------------
+
+
+def test_describe_prints_json_alone():
+    """Also the cost of the paper's network with our head: 345 M MACs on VOC at 416."""
+    command = [sys.executable, "tools/describe.py", "configs/yolov3_mbv3_w035_netaug_voc.py", "--json", "-"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures["macs"] == pytest.approx(345e6, rel=0.01)
+    assert figures["input_shape"] == [1, 3, 416, 416]
+    assert figures["params"] == 895345
+    stem = figures["groups"][0]
+    assert stem == dict(name="backbone.stem.conv", role="width", base_width=8, widths=[8, 16, 24], held_reason=None)
+    assert "data: " in done.stderr
+
+
+def test_describe_a_plain_config_without_data(place, tmp_path, capsys):
+    args = ["--data-root", tmp_path / "absent", "--input-shape", 96, 32, "--json", tmp_path / "a/b.json"]
+    assert run(describe, place / "plain.py", *args) == 0
+    text = capsys.readouterr().out
+    assert "NetAug: off" in text and "data: not usable yet" in text
+    figures = json.loads((tmp_path / "a/b.json").read_text())
+    assert figures["groups"] == [] and figures["input_shape"] == [1, 3, 96, 32] and figures["macs"] > 0
+    assert "absent" in figures["data_problem"]
+
+
+def test_held_groups_are_listed_with_their_reason():
+    held = ChannelGroup("backbone.last", "width", 8, held_reason="chunked")
+    free = ChannelGroup("backbone.stem", "width", 8, factors=(1.0, 2.0))
+    report = NetworkReport("YOLOV3", "ResNet", 10, None, "reasons", [free, held])
+    assert "1 of 2 channel groups augmented" in str(report)
+    assert re.search(r"at base +1 +chunked: backbone.last", str(report))
+    assert [group["widths"] for group in report.figures()["groups"]] == [[8, 16], [8]]
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def bad(place) -> dict[str, Path]:
+    """Files that must be refused."""
+    other = MODELS.build(Config(dict(model=detector_config("cspdarknet"))).model)
+    files = {name: place / f"{name}.pth" for name in ("other", "pickled", "cut")}
+    torch.save(other.state_dict(), files["other"])
+    torch.save(dict(state_dict={}, object=Path("x")), files["pickled"])
+    files["cut"].write_bytes(files["other"].read_bytes()[:1000])
+    return files
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cfg-options", "model.type=YOLOv3"], "cannot be set up: KeyError.*YOLOv3"),
+        (["--cfg-options", "model.wings=2"], "cannot be set up: TypeError.*wings"),
+        (["--cfg-options", "optim_wrapper.type=mmnetaug.NetAugOptimWrapper"], "nothing in the model is elastic"),
+        (["--cfg-options", "optim_wrapper.type=Absent"], "Absent, which is not registered"),
+        (["--amp"], "needs a GPU"),
+        (["--resume", "{place}/absent.pth"], "no checkpoint at"),
+        (["--resume", "{other}"], "no meta and no optimizer and no message_hub"),
+        (["--cfg-options", "load_from={other}"], "another network: of the .* tensors of the backbone, .* are absent"),
+        (["--cfg-options", "load_from={pickled}"], "--trust-checkpoint"),
+        (["--cfg-options", "load_from={cut}"], "damaged, cut short"),
+        (
+            ["--cfg-options", "model.backbone.init_cfg.type=Pretrained", "model.backbone.init_cfg.checkpoint={other}"],
+            "another network",
+        ),
+        (["--data-root", "{place}/absent"], "no data: there is no folder"),
+        (["--cfg-options", "classes=cat,dog,unicorn"], "no annotation has the class unicorn"),
+    ],
+)
+def test_training_stops_before_it_starts(place, bad, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(Runner, "train", lambda runner: pytest.fail("training was started"))
+    paths = {name: str(path) for name, path in bad.items()}
+    options = [option.format(place=place, **paths) for option in options]
+    if "--data-root" not in options:
+        options += ["--data-root", str(place / "data")]
+    if torch.cuda.is_available() and "--amp" in options:
+        pytest.skip("there is a GPU")
+    assert run(train, place / "plain.py", "--work-dir", tmp_path, *options) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"^error: .*{message}", error, re.M), error
+    assert "Traceback" not in error
+
+
+def test_an_elastic_model_is_not_trained_plainly(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Runner, "train", lambda runner: pytest.fail("training was started"))
+    options = ["--data-root", place / "data", "--cfg-options", "optim_wrapper.type=OptimWrapper"]
+    assert run(train, place / "netaug.py", "--work-dir", tmp_path, *options) == 1
+    assert "error: the model is elastic, but optim_wrapper.type is OptimWrapper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("{trained}/epoch_2.pth", "--trust-checkpoint"),
+        ("{other}", "another network"),
+        ("{backbone}", "another network: of the .* tensors of the network, .* are absent"),
+        ("{large}", "All of them are larger: if it was trained with NetAug, use the \\*_tiny.pth beside it"),
+    ],
+)
+def test_only_checkpoints_of_the_network_are_tested(place, trained, bad, tmp_path, capsys, checkpoint, message):
+    full = torch.load(trained / "epoch_2.pth", weights_only=False)["state_dict"]
+    torch.save(full, tmp_path / "large.pth")
+    tiny = torch.load(trained / "epoch_2_tiny.pth")["state_dict"]
+    torch.save({name: value for name, value in tiny.items() if "backbone" in name}, tmp_path / "backbone.pth")
+    checkpoint = checkpoint.format(
+        trained=trained, large=tmp_path / "large.pth", backbone=tmp_path / "backbone.pth", other=bad["other"]
+    )
+    assert run(test, place / "plain.py", checkpoint, "--data-root", place / "data", "--work-dir", tmp_path) == 1
+    assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("absent.py", [], "no config file at"),
+        ("broken.py", [], "cannot be used: SyntaxError"),
+        ("plain.py", ["--cfg-options", "model.backbone.depth.deep=2"], "cannot be used"),
+    ],
+)
+def test_broken_configs(place, capsys, config, options, message):
+    (place / "broken.py").write_text("model = dict(")
+    assert run(describe, place / config, *options) == 1
+    assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
+
+
+def test_pretrained_weights_may_lack_a_head_but_not_much_of_the_backbone():
+    model = MODELS.build(Config(dict(model=detector_config("resnet18"))).model)
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    line = check_weights(model, weights, "x.pth", "backbone.")
+    assert "x.pth, all but" in line and "which start anew" in line
+    names = [name for name in weights if not name.endswith("num_batches_tracked")]
+    few, many = ({name: value for name, value in weights.items() if name not in names[::n]} for n in (10, 3))
+    check_weights(model, few, "x.pth", "backbone.")
+    with pytest.raises(UserError, match="another network"):
+        check_weights(model, many, "x.pth", "backbone.")
+    with pytest.raises(UserError, match=r"set prefix='backbone.'"):
+        check_weights(model.backbone, weights, "x.pth")
+    assert check_weights(model.backbone, weights, "x.pth", prefix="backbone.") == "weights: from x.pth"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), replaced_when_done(path) as temporary:
+        temporary.write_text("ne")
+        raise OSError("disk full")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_work_dir_is_named_after_the_config(place):
+    parser = config_parser("")
+    add_runner_arguments(parser)
+    assert load_config(parser.parse_args([str(place / "plain.py")])).work_dir == "work_dirs/plain"
+    args = parser.parse_args([str(place / "plain.py"), "--work-dir", "elsewhere"])
+    assert load_config(args).work_dir == "elsewhere"
