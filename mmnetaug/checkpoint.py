@@ -80,8 +80,13 @@ def tensors_only() -> Iterator[None]:
     That covers ``load_from``, ``resume``, ``init_cfg`` and teachers alike. Files from elsewhere (``https://``,
     ``s3://``) are never unpickled in full either, whatever the caller of ``torch.load`` asks for.
     """
-    with _loading_by(load_tensors, _ONLY_TENSORS, overrules=_ANY_OBJECT):
+    with _loading_by(load_from_tensors, _ONLY_TENSORS, overrules=_ANY_OBJECT):
         yield
+
+
+def load_from_tensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """:func:`load_tensors` under a name that MMEngine's log can make "Loads checkpoint by tensors backend" of."""
+    return load_tensors(filename, map_location)
 
 
 @contextmanager
