@@ -38,7 +38,8 @@ demo: setup
 	$(RUN) tools/train.py configs/yolov3_mbv3_w035_netaug_digits.py --work-dir $(DEMO)
 	checkpoint=$$(cat $(DEMO)/last_checkpoint) && \
 	  $(RUN) tools/test.py configs/yolov3_mbv3_w035_digits.py $${checkpoint%.pth}_tiny.pth \
-	    --work-dir $(DEMO)/test --show-dir detections
+	    --work-dir $(DEMO)/test --show-dir $(DEMO)/detections
+	@echo "==> pictures of the detections: $(DEMO)/detections"
 
 test: lint
 	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
