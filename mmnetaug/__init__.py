@@ -9,10 +9,19 @@ environment.check()
 
 from . import datasets, models
 from .builder import NetAug
-from .engine import NetAugAmpOptimWrapper, NetAugOptimWrapper, NetAugScheduleHook, TinyCheckpointHook
+from .engine import (
+    ChannelsLastHook,
+    ChannelSortHook,
+    NetAugAmpOptimWrapper,
+    NetAugOptimWrapper,
+    NetAugScheduleHook,
+    TinyCheckpointHook,
+)
 from .version import __version__
 
 __all__ = [
+    "ChannelSortHook",
+    "ChannelsLastHook",
     "NetAug",
     "NetAugAmpOptimWrapper",
     "NetAugOptimWrapper",

@@ -80,9 +80,6 @@ def build_pair(config: dict, dtype: torch.dtype = torch.float32, **netaug) -> tu
     """An elastic model and the plain model holding its base state dict, both the caller's own."""
     netaug = {"width": WIDTH, "expand": EXPAND, **netaug}
     elastic, plain = copy.deepcopy(_built(repr(config), repr(netaug)))
-    for model in (elastic, plain):
-        anchors = model.bbox_head.prior_generator  # makes float32 anchors, and targets of their type, unless told
-        anchors.grid_priors = functools.partial(type(anchors).grid_priors, anchors, dtype=dtype)
     return elastic.to(dtype).train(), plain.to(dtype).train()
 
 
@@ -113,7 +110,10 @@ def _randomise_norms(elastic: nn.Module) -> None:
 
 
 def batch(images: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
-    """Random images with two boxes each, as the data preprocessor hands them to a detector's forward."""
+    """Random images with two boxes each, as the data preprocessor hands them to a detector's forward.
+
+    Boxes stay float32 whatever the images' type: mmdet's targets are float32.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.rand(images, 3, IMAGE, IMAGE, generator=generator).to(dtype)
     samples = []
@@ -129,7 +129,7 @@ def batch(images: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) ->
             )
         )
         sample.gt_instances = InstanceData(
-            bboxes=torch.cat([corner, corner + size], 1).to(dtype),
+            bboxes=torch.cat([corner, corner + size], 1),
             labels=torch.randint(0, 3, (2,), generator=generator),
         )
         samples.append(sample)

@@ -3,6 +3,7 @@
 from .convert import make_elastic
 from .groups import ChannelGroup
 from .layers import Elastic
+from .sort import sort_hidden_channels
 from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_storage
 from .trace import TraceError
 
@@ -15,5 +16,6 @@ __all__ = [
     "fill_new_channels",
     "find_spaces",
     "make_elastic",
+    "sort_hidden_channels",
     "tiny_storage",
 ]

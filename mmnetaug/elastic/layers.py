@@ -53,6 +53,15 @@ class Axis:
             extra += run.max_width - run.base_width
         return pieces
 
+    def places(self) -> list[Tensor]:
+        """Per run, the places of all its stored channels, in forward order."""
+        places, base, extra = [], 0, self.base
+        for run in self.runs:
+            added = run.max_width - run.base_width
+            places.append(torch.cat([torch.arange(base, base + run.base_width), torch.arange(extra, extra + added)]))
+            base, extra = base + run.base_width, extra + added
+        return places
+
     def take(self, tensor: Tensor) -> Tensor:
         """The width in use along this dimension: a view where it is one stretch of storage, as at base width."""
         pieces = self.pieces()

@@ -1,6 +1,13 @@
 """The NetAug training step and the hooks around it."""
 
-from .hooks import NetAugScheduleHook, TinyCheckpointHook
+from .hooks import ChannelsLastHook, ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
 from .optim_wrapper import NetAugAmpOptimWrapper, NetAugOptimWrapper
 
-__all__ = ["NetAugAmpOptimWrapper", "NetAugOptimWrapper", "NetAugScheduleHook", "TinyCheckpointHook"]
+__all__ = [
+    "ChannelSortHook",
+    "ChannelsLastHook",
+    "NetAugAmpOptimWrapper",
+    "NetAugOptimWrapper",
+    "NetAugScheduleHook",
+    "TinyCheckpointHook",
+]

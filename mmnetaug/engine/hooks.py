@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
-from ..elastic import base_state_dict, find_spaces
+from ..elastic import ElasticSpace, base_state_dict, find_spaces, sort_hidden_channels
 from ..registry import HOOKS
 from .optim_wrapper import _NetAugStep
 
@@ -56,6 +57,49 @@ class NetAugScheduleHook(Hook):
 
         runner.optim_wrapper.width = is_on(self.width_until)
         runner.optim_wrapper.expand = is_on(self.expand_until)
+
+
+@HOOKS.register_module()
+class ChannelSortHook(Hook):
+    """Sorts hidden channels by importance while width augmentation is on, as the authors do at every epoch's start.
+
+    Momentum (or Adam's moments), norm statistics and the copy of an ``EMAHook`` are sorted along.
+
+    Args:
+        interval: Epochs from one sorting to the next (iterations with ``by_epoch=False``).
+        by_epoch: Unit of ``interval``.
+    """
+
+    priority = "LOW"  # behind NetAugScheduleHook, which says whether width augmentation is on
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True) -> None:
+        self.interval, self.by_epoch = interval, by_epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Sorts where it is due."""
+        starts = batch_idx == 0 and runner.epoch % self.interval == 0
+        due = starts if self.by_epoch else runner.iter % self.interval == 0
+        if not due or not runner.optim_wrapper.width:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+        for name, module in model.named_modules():
+            if isinstance(getattr(module, "elastic", None), ElasticSpace):
+                copies = [average.get_submodule(name) for average in averages]
+                sort_hidden_channels(module, runner.optim_wrapper.optimizer, copies)
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Trains and evaluates in the channels-last memory format, which is faster for depthwise networks on CPUs.
+
+    Convolutions keep the format of what they read, so converting the images is enough. Results change by rounding only.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Has the backbone read its images in channels-last."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.backbone.register_forward_pre_hook(_to_channels_last)
 
 
 @register_backend("mmnetaug_atomic", force=True)
@@ -140,6 +184,10 @@ class TinyCheckpointHook(CheckpointHook):
                 os.replace(temporary, twin)
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.sweep()
+
+
+def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
 def tiny_path(path: str | Path) -> Path:
