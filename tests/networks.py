@@ -170,6 +170,7 @@ def plain_at(elastic: nn.Module, plain: nn.Module, widths: list[int]) -> nn.Modu
     space = elastic.elastic
     chosen = dict(zip(space.groups, widths, strict=True))
     network = copy.deepcopy(plain)
+    network.load_state_dict(base_state_dict(elastic), strict=True)  # what is not elastic
     for name, layer in elastic.named_modules():
         if not isinstance(layer, Elastic):
             continue
