@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -69,6 +70,8 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path("work_dirs") / path.stem)
     cfg.launcher = getattr(args, "launcher", "none")
     if cfg.launcher != "none":
+        if get_device() == "cpu":
+            raise UserError(f"--launcher {cfg.launcher} needs GPUs: MMEngine gives one to each process")
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return cfg
 

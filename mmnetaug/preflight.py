@@ -304,12 +304,16 @@ def type_name(config: Mapping[str, Any]) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
-def check_optim_wrapper(cfg: Config, model: nn.Module) -> None:
+def check_training(cfg: Config, model: nn.Module) -> None:
     """Check that a model is trained by an optimizer wrapper with an augmented pass if, and only if, it is elastic.
 
     Raises:
-        UserError: NetAug is on in only one of the two, or there is no such wrapper.
+        UserError: NetAug is on in only one of the two, there is no such wrapper, or the model is to be compiled.
     """
+    if find_spaces(model) and cfg.get("compile"):
+        raise UserError(
+            "an elastic model would be compiled anew for every width it takes: leave compile out of the config"
+        )
     name = type_name(cfg.optim_wrapper) or "OptimWrapper"
     kind = cfg.optim_wrapper.get("type", "OptimWrapper")
     kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind

@@ -21,8 +21,8 @@ from mmengine.visualization import Visualizer
 from networks import detector_config
 
 from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
-from mmnetaug.elastic import ChannelGroup
-from mmnetaug.preflight import NetworkReport, check_weights
+from mmnetaug.elastic import ChannelGroup, ElasticSpace
+from mmnetaug.preflight import NetworkReport, check_training, check_weights
 
 REPO = Path(__file__).parents[1]
 CLASSES = ("cat", "dog", "emu")
@@ -291,10 +291,12 @@ def bad(place) -> dict[str, Path]:
     ("options", "message"),
     [
         (["--cfg-options", "model.type=YOLOv3"], "cannot be set up: KeyError.*YOLOv3"),
+        (["--cfg-options", "optim_wrapper=None", "train_cfg=None"], "it has no train_cfg, optim_wrapper"),
         (["--cfg-options", "model.wings=2"], "cannot be set up: TypeError.*wings"),
         (["--cfg-options", "optim_wrapper.type=mmnetaug.NetAugOptimWrapper"], "nothing in the model is elastic"),
         (["--cfg-options", "optim_wrapper.type=Absent"], "Absent, which is not registered"),
         (["--amp"], "needs a GPU"),
+        (["--launcher", "pytorch"], "needs GPUs"),
         (["--resume", "{place}/absent.pth"], "no checkpoint at"),
         (["--resume", "{other}"], "no meta and no optimizer and no message_hub"),
         (["--cfg-options", "load_from={other}"], "another network: of the .* tensors of the backbone, .* are absent"),
@@ -314,12 +316,19 @@ def test_training_stops_before_it_starts(place, bad, tmp_path, capsys, monkeypat
     options = [option.format(place=place, **paths) for option in options]
     if "--data-root" not in options:
         options += ["--data-root", str(place / "data")]
-    if torch.cuda.is_available() and "--amp" in options:
+    if torch.cuda.is_available() and "GPU" in message:
         pytest.skip("there is a GPU")
     assert run(train, place / "plain.py", "--work-dir", tmp_path, *options) == 1
     error = capsys.readouterr().err
     assert re.search(f"^error: .*{message}", error, re.M), error
     assert "Traceback" not in error
+
+
+def test_an_elastic_model_is_not_compiled():
+    model = torch.nn.Linear(1, 1)
+    model.elastic = ElasticSpace([])
+    with pytest.raises(UserError, match="compiled anew"):
+        check_training(Config(dict(compile=True)), model)
 
 
 def test_an_elastic_model_is_not_trained_plainly(place, tmp_path, capsys, monkeypatch):

@@ -29,9 +29,9 @@ from mmnetaug.cli import (
 from mmnetaug.datasets import check_data
 from mmnetaug.preflight import (
     asks_for_netaug,
-    check_optim_wrapper,
     check_pretrained,
     check_resumable,
+    check_training,
     check_weights,
     inspect_network,
     read_checkpoint,
@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> None:
     """Check the run that a config describes, then run it."""
     cfg = load_config(args)
+    if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
+        raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
     fill_data(cfg, args)
     if args.resume:
         set_resume(cfg, args.resume)
@@ -69,13 +71,13 @@ def train(args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_scaled_lr(cfg)
-    if asks_for_netaug(cfg.get("model")):
+    if asks_for_netaug(cfg.model):
         use_tiny_checkpoints(cfg)
     reports = check_data(cfg) if is_main_process() else []
 
     runner = build_runner(cfg)
     model = unwrapped_model(runner)
-    check_optim_wrapper(cfg, model)
+    check_training(cfg, model)
     lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint)]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]
     runner.logger.info("preflight:\n" + "\n".join(lines))

@@ -67,8 +67,8 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else ""
             raise ValueError(
-                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted: "
-                f"{type(error).__name__}: {reason}"
+                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted without data, "
+                f"which compiled operators of mmcv ask for: {type(error).__name__}: {reason}"
             ) from error
     return Cost(
         macs=counter.get_total_flops() // 2,
