@@ -100,6 +100,11 @@ def _init_weights(model: nn.Module) -> None:
 
 
 def _guard(model: nn.Module, inputs: Any) -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "torch.compile would recompile an elastic model for every sampled network: leave compile out of the "
+            "config, or compile the plain model with the tiny checkpoint."
+        )
     if model.training and torch.is_grad_enabled() and not model.elastic.driven:
         raise RuntimeError(
             f"{type(model).__name__} was made elastic by mmnetaug.NetAug, but is trained by an optimizer wrapper that "

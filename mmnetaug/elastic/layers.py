@@ -149,6 +149,14 @@ def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tup
         # Constructors and copies write the attribute; the base value is kept in elastic_counts.
         return property(read, lambda self, value: None)
 
+    def refuse_conversion(self: Elastic) -> int:
+        raise RuntimeError(
+            "converting an elastic network to SyncBatchNorm would lose its additional channels: set "
+            "norm_cfg=dict(type='SyncBN') in the model's config instead of sync_bn"
+        )
+
     members = {name: tensor_property(name) for name in tensors} | {name: count_property(name) for name in counts}
+    if issubclass(plain, nn.modules.batchnorm._BatchNorm):
+        members["num_features"] = property(refuse_conversion, lambda self, value: None)  # read by converters alone
     # MMEngine's initialisers know layers by their class name and the names of its direct bases: both stay.
     return type(plain.__name__, (Elastic, plain, *plain.__bases__), {"__module__": __name__, **members})

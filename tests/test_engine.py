@@ -1,0 +1,484 @@
+"""The NetAug step under real training conditions: accumulation, clipping, AMP, EMA, sorting, schedules, two ranks."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from networks import BACKBONES, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mmnetaug import NetAugScheduleHook
+from mmnetaug.elastic import Elastic, base_state_dict, sort_hidden_channels
+
+RATE = 0.01
+
+
+def wrapper(model: nn.Module, type_: str = "mmnetaug.NetAugOptimWrapper", optimizer=None, **kwargs):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=RATE)
+    return OPTIM_WRAPPERS.build(dict(type=type_, optimizer=optimizer, **kwargs))
+
+
+def step(model: nn.Module, data: dict, optim_wrapper) -> dict:
+    """``BaseModel.train_step`` behind the data preprocessor."""
+    with optim_wrapper.optim_context(model):
+        losses = model(**copy.deepcopy(data), mode="loss")
+    loss, log = model.parse_losses(losses)
+    optim_wrapper.update_params(loss)
+    return log
+
+
+def gradients(elastic: nn.Module, plain: nn.Module, data: dict, widths: list[int]) -> dict[str, torch.Tensor]:
+    """Gradients of an independent plain network of these widths, at their places in the stored parameters."""
+    network = plain_at(elastic, plain, widths)
+    loss_of(network, data).backward()
+    return scatter_gradients(elastic, network, widths)
+
+
+def assert_updated(elastic: nn.Module, expected: dict[str, torch.Tensor], tolerance: float = 1e-10) -> None:
+    for name, parameter in elastic.named_parameters():
+        error = (parameter.detach() - expected[name]).abs().max().item()
+        assert error <= tolerance * max(1.0, expected[name].abs().max().item()), (name, error)
+
+
+# Gradient accumulation ------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_sums_both_passes_of_all_batches():
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    data = [batch(seed=seed, dtype=torch.float64) for seed in range(2)]  # halves are exact in mmdet's float32 parts
+    expected = {name: parameter.detach().clone() for name, parameter in elastic.named_parameters()}
+    for iteration, one in enumerate(data):
+        for widths in (elastic.elastic.base(), elastic.elastic.sample(0, iteration)):
+            for name, gradient in gradients(elastic, plain, one, widths).items():
+                expected[name] -= RATE * gradient / 2
+    optim_wrapper = wrapper(elastic, accumulative_counts=2)
+    before = [parameter.detach().clone() for parameter in elastic.parameters()]
+    for number, one in enumerate(data):
+        step(elastic, one, optim_wrapper)
+        if number < 1:
+            assert all(torch.equal(a, b) for a, b in zip(before, elastic.parameters(), strict=True))
+    assert optim_wrapper.inner_count == 2
+    assert_updated(elastic, expected)
+
+
+# Clipping -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_pass_is_clipped_by_itself(accumulate):
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    data = [batch(seed=seed, dtype=torch.float64) for seed in range(accumulate)]
+    limit = 0.5
+    sums = [{name: torch.zeros_like(p) for name, p in elastic.named_parameters()} for _ in range(2)]
+    for iteration, one in enumerate(data):
+        for total, widths in zip(sums, (elastic.elastic.base(), elastic.elastic.sample(0, iteration)), strict=True):
+            for name, gradient in gradients(elastic, plain, one, widths).items():
+                total[name] += gradient / accumulate
+    norms = [torch.stack([gradient.norm() for gradient in total.values()]).norm().item() for total in sums]
+    assert min(norms) > limit, "nothing would be clipped"
+    factors = [limit / (norm + 1e-6) for norm in norms]
+    expected = {
+        name: p.detach() - RATE * sum(factor * total[name] for factor, total in zip(factors, sums, strict=True))
+        for name, p in elastic.named_parameters()
+    }
+    optim_wrapper = wrapper(elastic, clip_grad=dict(max_norm=limit), accumulative_counts=accumulate)
+    for one in data:
+        step(elastic, one, optim_wrapper)
+    assert_updated(elastic, expected)
+    logged = [optim_wrapper.message_hub.get_scalar(f"train/grad_norm{name}").current() for name in ("", "_aug")]
+    assert logged == pytest.approx(norms, rel=1e-6)
+
+
+def test_clipping_together_on_request():
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    data = batch(dtype=torch.float64)
+    total = gradients(elastic, plain, data, elastic.elastic.base())
+    for name, gradient in gradients(elastic, plain, data, elastic.elastic.sample(0, 0)).items():
+        total[name] = total[name] + gradient
+    factor = 0.5 / (torch.stack([gradient.norm() for gradient in total.values()]).norm().item() + 1e-6)
+    expected = {name: p.detach() - RATE * factor * total[name] for name, p in elastic.named_parameters()}
+    step(elastic, data, wrapper(elastic, clip_grad=dict(max_norm=0.5), clip_together=True))
+    assert_updated(elastic, expected)
+
+
+# Mixed precision ------------------------------------------------------------------------------------------------------
+
+
+AMP = [("bfloat16", "cpu")] + [(dtype, "cuda") for dtype in ("bfloat16", "float16") if torch.cuda.is_available()]
+
+
+@pytest.mark.parametrize(("dtype", "device"), AMP)
+def test_mixed_precision_sums_both_passes_under_autocast(dtype, device):
+    elastic, plain = (model.to(device) for model in build_pair(detector_config("mobilenet_v2")))
+    data = batch(4)
+    data["inputs"], data["data_samples"] = data["inputs"].to(device), [s.to(device) for s in data["data_samples"]]
+    expected = {name: p.detach().clone() for name, p in elastic.named_parameters()}
+    for widths in (elastic.elastic.base(), elastic.elastic.sample(0, 0)):
+        network = plain_at(elastic, plain, widths)
+        with torch.autocast(device, getattr(torch, dtype)):
+            losses = network(**copy.deepcopy(data), mode="loss")
+        loss = network.parse_losses(losses)[0]
+        scale = 1024.0 if dtype == "float16" else 1.0  # gradients below float16's range would be lost
+        (scale * loss).backward()
+        for name, gradient in scatter_gradients(elastic, network, widths).items():
+            expected[name] -= RATE * gradient / scale
+    options = {"loss_scale": 1024.0} if dtype == "float16" else {}
+    step(elastic, data, wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", dtype=dtype, **options))
+    assert_updated(elastic, expected, 1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
+def test_a_cpu_has_no_float16():
+    elastic, _ = build_pair(detector_config("resnet18"))
+    with pytest.raises(ValueError, match="bfloat16"):
+        wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", dtype="float16")
+
+
+# Activation checkpointing, SyncBN, compile ----------------------------------------------------------------------------
+
+
+def test_activation_checkpointing_recomputes_at_the_right_widths():
+    config = detector_config("resnet18")
+    reference, _ = build_pair(config, torch.float64)
+    config["backbone"]["with_cp"] = True
+    checkpointed, _ = build_pair(config, torch.float64)
+    checkpointed.load_state_dict(reference.state_dict())
+    data = batch(dtype=torch.float64)
+    for model in (reference, checkpointed):
+        step(model, data, wrapper(model))
+    assert_updated(checkpointed, dict(reference.named_parameters()), 1e-12)
+
+
+def test_sync_bn_conversion_is_refused_with_the_way_out():
+    elastic, _ = build_pair(detector_config("resnet18"))
+    with pytest.raises(RuntimeError, match="norm_cfg=dict\\(type='SyncBN'\\)"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(elastic)
+
+
+def test_compilation_is_refused():
+    elastic, _ = build_pair(detector_config("resnet18"))
+    compiled = torch.compile(elastic, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="recompile"):
+        compiled(batch()["inputs"], mode="tensor")
+
+
+# Sorting --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_sorting_changes_nothing_but_the_order(backbone, kind):
+    elastic, _ = build_pair(detector_config(backbone), torch.float64)
+    make = {
+        "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True),
+        "adam": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
+    }[kind]
+    space, data = elastic.elastic, batch(dtype=torch.float64)
+    space.sample = lambda *args, **kwargs: space.largest()  # the largest network is what sorting leaves alone
+    optim_wrapper = wrapper(elastic, optimizer=make(elastic))
+    step(elastic, data, optim_wrapper)
+    average = copy.deepcopy(elastic)
+    twin = copy.deepcopy(elastic)
+    twin_wrapper = wrapper(twin, optimizer=make(twin))
+    twin_wrapper.optimizer.load_state_dict(copy.deepcopy(optim_wrapper.optimizer.state_dict()))
+
+    def largest_output(model: nn.Module) -> torch.Tensor:
+        model.eval()
+        with torch.no_grad(), model.elastic.at(model.elastic.largest()):
+            result = torch.cat([level.flatten() for level in model(data["inputs"], mode="tensor")[0]])
+        model.train()
+        return result
+
+    before, tiny_before = largest_output(elastic), base_state_dict(elastic)
+    sort_hidden_channels(elastic, optim_wrapper.optimizer, [average])
+    torch.testing.assert_close(largest_output(elastic), before, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(largest_output(average), before, rtol=1e-9, atol=1e-9)
+    tiny_after = base_state_dict(elastic)
+    assert any(not torch.equal(value, tiny_after[key]) for key, value in tiny_before.items()), "nothing was sorted"
+    # Momentum moved along: the largest network goes on training exactly as the unsorted one.
+    for model, its in ((elastic, optim_wrapper), (twin, twin_wrapper)):
+        its.optimizer.zero_grad()
+        with model.elastic.at(model.elastic.largest()):
+            loss_of(model, data).backward()
+        its.optimizer.step()
+    torch.testing.assert_close(largest_output(elastic), largest_output(twin), rtol=1e-8, atol=1e-8)
+
+
+def test_sorting_puts_the_most_read_channels_first():
+    elastic, _ = build_pair(detector_config("mobilenet_v3"))
+    sort_hidden_channels(elastic)
+    blocks = [m for m in elastic.backbone.modules() if hasattr(m, "project_conv") and m.expand_conv is not None]
+    assert any(block.se is not None for block in blocks)
+    for block in blocks:
+        norms = block.project_conv.conv.stored("weight").detach().abs().sum((0, 2, 3))
+        assert (norms.diff() <= 1e-6).all()
+        if block.se is not None:
+            norms = block.se.conv2.conv.stored("weight").detach().abs().sum((0, 2, 3))
+            assert (norms.diff() <= 1e-6).all()
+
+
+# A whole run by MMEngine's Runner -------------------------------------------------------------------------------------
+
+
+@DATASETS.register_module(force=True)
+class BoxedNoise(BaseDataset):
+    """Eight noise images with boxes, without random transforms: the same batches in every run."""
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(number=number) for number in range(8)]
+
+    def __getitem__(self, index: int) -> dict:
+        one = batch(1, seed=index)
+        return dict(inputs=(one["inputs"][0] * 255).to(torch.uint8), data_samples=one["data_samples"][0])
+
+
+def runner_config(work_dir: Path, **changes) -> dict:
+    """Four epochs of four iterations, everything on: momentum, schedule, sorting, EMA, clipping."""
+    config = dict(
+        model=dict(type="mmnetaug.NetAug", model=detector_config("mobilenet_v3"), width=[1, 1.5], expand=[1, 1.5]),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            dataset=dict(type="mmengine.BoxedNoise"),
+            sampler=dict(type="DefaultSampler", shuffle=True),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=4),
+        optim_wrapper=dict(
+            type="mmnetaug.NetAugOptimWrapper",
+            optimizer=dict(type="SGD", lr=1e-3, momentum=0.9, nesterov=True),
+            clip_grad=dict(max_norm=5.0),
+        ),
+        param_scheduler=dict(type="CosineAnnealingLR", T_max=4, convert_to_iter_based=True),
+        default_hooks=dict(
+            checkpoint=dict(type="mmnetaug.TinyCheckpointHook", interval=1, max_keep_ckpts=2),
+            logger=dict(type="LoggerHook", interval=1),
+        ),
+        custom_hooks=[
+            dict(type="mmnetaug.NetAugScheduleHook", width_until=0.5),
+            dict(type="mmnetaug.ChannelSortHook"),
+            dict(type="EMAHook", momentum=0.1),
+        ],
+        randomness=dict(seed=0),
+        default_scope="mmdet",
+        experiment_name=work_dir.name,
+        log_level="WARNING",
+    )
+    return {**config, **changes}
+
+
+def run(work_dir: Path, **changes) -> Runner:
+    runner = Runner(**ConfigDict(runner_config(work_dir, **changes)).to_dict())
+    runner.cfg.model = None  # nothing reads it, and it is long in every log
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> tuple[Runner, Path]:
+    work_dir = tmp_path_factory.mktemp("whole")
+    return run(work_dir), work_dir
+
+
+def test_a_resumed_run_is_bit_identical(whole_run, tmp_path, monkeypatch):
+    """Schedule, sorting, EMA, momentum and sampled widths included."""
+    reference, _ = whole_run
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", custom_hooks=[*runner_config(tmp_path)["custom_hooks"], dict(type="mmengine.StopHook")])
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # one's own checkpoint; tools/train.py does the same
+    resumed = run(tmp_path / "cut", resume=True)
+    assert resumed.iter == reference.iter == 16
+    for (name, one), (_, other) in zip(
+        resumed.model.state_dict().items(), reference.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    averages = [next(h for h in r.hooks if isinstance(h, EMAHook)).ema_model for r in (resumed, reference)]
+    for one, other in zip(averages[0].state_dict().values(), averages[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@HOOKS.register_module(force=True)
+class StopHook(Hook):
+    """Ends a run in the middle of its third epoch."""
+
+    priority = "LOWEST"
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
+        if runner.iter == 9:
+            raise KeyboardInterrupt
+
+
+def test_checkpoints_have_tiny_twins_of_the_ema_network(whole_run):
+    runner, work_dir = whole_run
+    files = sorted(path.name for path in work_dir.glob("*.pth*"))
+    assert files == ["epoch_3.pth", "epoch_3_tiny.pth", "epoch_4.pth", "epoch_4_tiny.pth"]
+    tiny = torch.load(work_dir / "epoch_4_tiny.pth", weights_only=True)
+    _, plain = build_pair(detector_config("mobilenet_v3"))
+    plain.load_state_dict(tiny["state_dict"], strict=True)
+    average = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+    for key, value in base_state_dict(average).items():
+        if value.is_floating_point() and "running" not in key:
+            assert torch.equal(value, tiny["state_dict"][key]), key
+    assert tiny["meta"]["epoch"] == 4
+
+
+def test_width_augmentation_ends_where_the_schedule_says(whole_run):
+    runner, _ = whole_run
+    assert (runner.optim_wrapper.width, runner.optim_wrapper.expand) == (False, True)
+
+
+def test_with_everything_off_training_is_plain(tmp_path):
+    runner = run(
+        tmp_path,
+        custom_hooks=[dict(type="mmnetaug.NetAugScheduleHook", width_until=2, expand_until=3, by_epoch=False)],
+        train_cfg=dict(by_epoch=False, max_iters=4),
+        param_scheduler=None,
+        default_hooks=dict(checkpoint=dict(type="mmnetaug.TinyCheckpointHook", by_epoch=False, interval=100)),
+    )
+    assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 3
+
+
+def test_a_schedule_without_netaug_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="NetAugOptimWrapper"):
+        run(
+            tmp_path,
+            model=detector_config("mobilenet_v3"),
+            optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
+        )
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    """Nothing half-written under a final name, and the old checkpoint goes only when the new one is complete."""
+    run(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=[])
+    before = {path.name for path in tmp_path.glob("*.pth")}
+    assert before == {"epoch_1.pth", "epoch_1_tiny.pth"}
+
+    def disk_full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", disk_full)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(OSError, match="no space"):
+        run(
+            tmp_path,
+            resume=True,
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            custom_hooks=[],
+            default_hooks=dict(checkpoint=dict(type="mmnetaug.TinyCheckpointHook", max_keep_ckpts=1)),
+        )
+    assert {path.name for path in tmp_path.glob("*.pth")} == before
+    assert (tmp_path / "last_checkpoint").read_text().endswith("epoch_1.pth")
+
+
+# Two ranks ------------------------------------------------------------------------------------------------------------
+
+
+def _rank(rank: int, port: int, clip: dict | None, path: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo")
+    elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
+    distributed = MMDistributedDataParallel(elastic, broadcast_buffers=False)
+    optim_wrapper = wrapper(distributed, clip_grad=clip)
+    step_distributed(distributed, batch(seed=rank, dtype=torch.float64), optim_wrapper)
+    torch.save(elastic.state_dict(), f"{path}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+def step_distributed(model: nn.Module, data: dict, optim_wrapper) -> None:
+    """``MMDistributedDataParallel.train_step`` behind the data preprocessor."""
+    with optim_wrapper.optim_context(model):
+        losses = model(**copy.deepcopy(data), mode="loss")
+    optim_wrapper.update_params(model.module.parse_losses(losses)[0])
+
+
+@pytest.mark.parametrize("clip", [None, dict(max_norm=0.5)], ids=["", "clipped"])
+def test_two_ranks_equal_one_process_that_sees_both_halves(clip, tmp_path):
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (port, clip, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
+    parameters = dict(elastic.named_parameters())
+    for name in parameters:
+        assert torch.equal(first[name], second[name]), name
+    expected = {name: p.detach().clone() for name, p in parameters.items()}
+    for widths in (elastic.elastic.base(), elastic.elastic.sample(0, 0)):
+        halves = [gradients(elastic, plain, batch(seed=rank, dtype=torch.float64), widths) for rank in range(2)]
+        mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in expected}
+        norm = torch.stack([gradient.norm() for gradient in mean.values()]).norm().item()
+        factor = 1.0 if clip is None else clip["max_norm"] / (norm + 1e-6)
+        for name in expected:
+            expected[name] -= RATE * factor * mean[name]
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-9)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_passes_are_never_alive_together():
+    """Invariant 12: what both passes keep for backward, at its peak, is what the larger one keeps."""
+    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    space, data = elastic.elastic, batch(16)  # activations outweigh the weights and their gradients
+    optim_wrapper = wrapper(elastic)
+    step(elastic, data, optim_wrapper)
+
+    def peak(run) -> int:
+        live, most = WeakIdKeyDictionary(), 0
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                nonlocal most
+                out = func(*args, **(kwargs or {}))
+                for tensor in tree_leaves(out):
+                    if isinstance(tensor, torch.Tensor):
+                        live[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
+                most = max(most, sum(live.values()))
+                return out
+
+        with Watch():
+            run()
+        return most
+
+    def one_pass(widths: list[int]) -> None:
+        with space.at(widths):
+            loss_of(elastic, data).backward()
+
+    largest = space.largest()
+    elastic.zero_grad()
+    alone = max(peak(lambda: one_pass(space.base())), peak(lambda: one_pass(largest)))
+    elastic.zero_grad()
+    space.sample = lambda *args: largest
+    both = peak(lambda: step(elastic, data, optim_wrapper))
+    assert both <= 1.15 * alone, (both, alone)
+
+
+def test_the_schedule_rejects_nonsense():
+    with pytest.raises(ValueError, match="width_until"):
+        NetAugScheduleHook(width_until=-1)
+
+
+def test_elastic_modules_are_stock_modules():
+    """isinstance, class names and copies work as users of MMDetection expect."""
+    elastic, _ = build_pair(detector_config("resnet18"))
+    convs = [module for module in elastic.modules() if isinstance(module, Elastic) and isinstance(module, nn.Conv2d)]
+    assert convs and all(type(conv).__name__ == "Conv2d" for conv in convs)
+    twin = copy.deepcopy(elastic)
+    with twin.elastic.at(twin.elastic.largest()):
+        assert [g.width for g in elastic.elastic.groups] == elastic.elastic.base()
