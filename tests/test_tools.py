@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from networks import detector_config
+from networks import build_pair, detector_config
 
 from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
@@ -386,6 +386,18 @@ def test_pretrained_weights_may_lack_a_head_but_not_much_of_the_backbone():
     with pytest.raises(UserError, match=r"set prefix='backbone.'"):
         check_weights(model.backbone, weights, "x.pth")
     assert check_weights(model.backbone, weights, "x.pth", prefix="backbone.") == "weights: from x.pth"
+
+
+def test_an_elastic_model_takes_the_weights_of_its_tiny_or_its_largest_network():
+    elastic, plain = build_pair(detector_config("resnet18"))
+    tiny, large = plain.state_dict(), elastic.state_dict()
+    for weights in (tiny, large, dict(state_dict={f"module.{name}": value for name, value in tiny.items()})):
+        assert check_weights(elastic, weights, "x.pth", complete=True) == "weights: from x.pth"
+    # largest networks of other factors
+    other = {name: torch.cat([value, value]) if value.dim() else value for name, value in large.items()}
+    for weights in (other, {**large, **{name: tiny[name] for name in list(tiny)[:20]}}):
+        with pytest.raises(UserError, match="another network"):
+            check_weights(elastic, weights, "x.pth", complete=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
