@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import is_distributed
 from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
@@ -57,6 +59,8 @@ def NetAug(
     if data_preprocessor is not None:
         config.setdefault("data_preprocessor", data_preprocessor)
     built = ROOT_MODELS.build(config)
+    if not is_distributed():
+        built = revert_sync_batchnorm(built)  # as MMEngine's Runner does, which cannot once the norms are elastic
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
     image_shape = (3, size, size) if isinstance(size, int) else (3, *size)
     whole = isinstance(getattr(built, "backbone", None), nn.Module)
@@ -93,7 +97,10 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
 
 
 def _init_weights(model: nn.Module) -> None:
-    """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale."""
+    """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale.
+
+    Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels.
+    """
     with tiny_storage(model):
         type(model).init_weights(model)
     fill_new_channels(model)

@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 from torch import nn
 
-from mmnetaug.elastic import Elastic, base_state_dict
+from mmnetaug.elastic import Elastic, base_state_dict, tiny_storage
 
 every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 
@@ -231,6 +231,10 @@ def test_tiny_and_large_checkpoints_load(backbone):
             assert torch.equal(now, then), "a tiny checkpoint must leave the additional channels alone"
     other.load_state_dict(elastic.state_dict(), strict=True)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), elastic.parameters(), strict=True))
+    with tiny_storage(other):
+        other.load_state_dict(elastic.state_dict(), strict=True)
+    for key, value in base_state_dict(other).items():
+        assert torch.equal(value, base_state_dict(elastic)[key]), key
     wrong = {**tiny, "backbone.conv9.weight": torch.zeros(1)}
     with pytest.raises(RuntimeError, match="conv9"):
         other.load_state_dict(wrong, strict=True)
@@ -278,3 +282,12 @@ def test_a_plain_optimizer_wrapper_is_refused():
     elastic.eval()
     with torch.no_grad():
         elastic(torch.zeros(1, 3, IMAGE, IMAGE), mode="tensor")
+
+
+def test_sync_bn_configs_build_without_a_process_group():
+    """MMEngine's Runner reverts SyncBN on one process, which it cannot do to elastic norms."""
+    config = detector_config("resnet18")
+    config["backbone"]["norm_cfg"] = dict(type="SyncBN")
+    elastic, _ = build_pair(config)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in elastic.modules())
+    assert torch.isfinite(step(elastic, batch(), wrapper(elastic))["loss"])

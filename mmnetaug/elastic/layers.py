@@ -95,14 +95,21 @@ class Elastic:
         return tuple(index)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes parameters of the largest network, or of the tiny one into the leading block."""
-        for name in self.elastic_axes:
+        """Takes parameters of the largest network, or of the tiny one into the leading block.
+
+        While only the tiny network is stored (``tiny_storage``), it is taken out of parameters of the largest one.
+        """
+        for name, axes in self.elastic_axes.items():
             given, stored = state_dict.get(prefix + name), self.stored(name)
+            if given is None or given.shape == stored.shape or given.dim() != stored.dim():
+                continue
             block = self.base_block(name)
-            if given is not None and given.shape != stored.shape and given.shape == stored[block].shape:
+            if given.shape == stored[block].shape:
                 merged = stored.detach().clone()
                 merged[block] = given.to(merged)
                 state_dict[prefix + name] = merged
+            elif all(given.shape[axis.dim] == axis.stored for axis in axes) and given[block].shape == stored.shape:
+                state_dict[prefix + name] = given[block]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
