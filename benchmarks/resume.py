@@ -20,9 +20,12 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # this folder's coverage.py would pass for the package of that name
+
+from mmengine.config import Config
+
 MOMENTS = ("step", "checkpoint", "validation")
 
 
