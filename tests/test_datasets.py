@@ -118,7 +118,7 @@ def test_boxes_are_tight_and_hardly_overlap(seed):
     covered = np.zeros_like(changed)
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160
-        assert 20 <= y2 - y1 <= 76
+        assert digits.DIGIT_SIZE[0] - 4 <= y2 - y1 <= digits.DIGIT_SIZE[1] + 4
         covered[y1:y2, x1:x2] = True
         for edge in (changed[y1, x1:x2], changed[y2 - 1, x1:x2], changed[y1:y2, x1], changed[y1:y2, x2 - 1]):
             assert edge.any()
