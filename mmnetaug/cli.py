@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.model import is_model_wrapper
@@ -70,10 +71,28 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path("work_dirs") / path.stem)
     cfg.launcher = getattr(args, "launcher", "none")
     if cfg.launcher != "none":
-        if get_device() == "cpu":
-            raise UserError(f"--launcher {cfg.launcher} needs GPUs: MMEngine gives one to each process")
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+        if get_device() == "cpu":
+            join_cpu_processes(cfg)
     return cfg
+
+
+def join_cpu_processes(cfg: Config) -> None:
+    """Sets up training by several processes without GPUs, where MMEngine would give one to each.
+
+    Raises:
+        UserError: The launcher is not torchrun's.
+    """
+    if cfg.launcher != "pytorch" or "RANK" not in os.environ:
+        raise UserError("several processes without GPUs are started by torchrun, with --launcher pytorch")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel",
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
 
 
 def fill_data(cfg: Config, args: argparse.Namespace) -> None:

@@ -296,7 +296,7 @@ def bad(place) -> dict[str, Path]:
         (["--cfg-options", "optim_wrapper.type=mmnetaug.NetAugOptimWrapper"], "nothing in the model is elastic"),
         (["--cfg-options", "optim_wrapper.type=Absent"], "Absent, which is not registered"),
         (["--amp"], "needs a GPU"),
-        (["--launcher", "pytorch"], "needs GPUs"),
+        (["--launcher", "slurm"], "started by torchrun"),
         (["--resume", "{place}/absent.pth"], "no checkpoint at"),
         (["--resume", "{other}"], "no meta and no optimizer and no message_hub"),
         (["--cfg-options", "load_from={other}"], "another network: of the .* tensors of the backbone, .* are absent"),
