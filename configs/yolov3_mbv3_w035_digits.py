@@ -11,9 +11,7 @@ model = dict(
     bbox_head=dict(
         num_classes=10,
         anchor_generator=dict(base_sizes=[[(46, 70)], [(33, 52)], [(23, 38)]]),  # k-means over the training boxes
-        loss_cls=dict(
-            loss_weight=10.0
-        ),  # where the digits are is learnt at once, which ones they are is what takes time
+        loss_cls=dict(loss_weight=10.0),  # finding the digits is learnt at once, telling them apart takes time
     ),
     train_cfg=dict(assigner=dict(pos_iou_thr=0.3)),  # a single anchor a level: more of them learn from each digit
 )
