@@ -20,3 +20,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=3, end=100, T_max=97, eta_min=0),
 ]
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="auto"), logger=dict(interval=10))
+custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]  # faster on CPUs
