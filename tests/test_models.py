@@ -8,6 +8,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmdet.models import YOLOV3Head
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.structures import DetDataSample
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from mmpretrain.models.backbones import MobileNetV2 as StockMobileNetV2
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
@@ -30,19 +31,29 @@ def tiny(arch, **kwargs):
     return dict(type="mmnetaug.TinyNet", arch=arch, **kwargs)
 
 
+def build(registry, scope, config):
+    """Builds in its library's scope, whatever an earlier test has left as the default."""
+    with DefaultScope.overwrite_default_scope(scope):
+        return registry.build(config)
+
+
 def classifier(backbone, channels):
-    return MMPRETRAIN_MODELS.build(
+    return build(
+        MMPRETRAIN_MODELS,
+        "mmpretrain",
         dict(
             type="ImageClassifier",
             backbone=backbone,
             neck=dict(type="GlobalAveragePooling"),
             head=dict(type="LinearClsHead", num_classes=1000, in_channels=channels),
-        )
+        ),
     )
 
 
 def detector(backbone, channels, num_classes):
-    return MMDET_MODELS.build(
+    return build(
+        MMDET_MODELS,
+        "mmdet",
         dict(
             type="YOLOV3",
             backbone=backbone,
@@ -51,7 +62,7 @@ def detector(backbone, channels, num_classes):
             ),
             bbox_head=head_config(num_classes=num_classes),
             train_cfg=ASSIGNER,
-        )
+        ),
     )
 
 
