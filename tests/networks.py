@@ -161,8 +161,12 @@ class Slices:
             self.indices[axis.dim] = picked
 
     def mesh(self) -> tuple[Tensor, ...]:
-        grids = torch.meshgrid(*[torch.tensor(index) for index in self.indices], indexing="ij")
-        return tuple(grids)
+        """One index per dimension, which broadcast against each other."""
+        count = len(self.indices)
+        return tuple(
+            torch.tensor(index).view([-1 if dim == own else 1 for dim in range(count)])
+            for own, index in enumerate(self.indices)
+        )
 
 
 def plain_at(elastic: nn.Module, plain: nn.Module, widths: list[int]) -> nn.Module:
@@ -183,13 +187,9 @@ def plain_at(elastic: nn.Module, plain: nn.Module, widths: list[int]) -> nn.Modu
                 target._parameters[tensor] = nn.Parameter(value)
             else:
                 target._buffers[tensor] = value
-        if isinstance(target, nn.Conv2d) and target.groups > 1:
-            target.groups = target.weight.shape[0] // (plain.get_submodule(name).weight.shape[0] // target.groups)
-        if isinstance(target, nn.GroupNorm) and target.num_groups > 1:
-            per_group = plain.get_submodule(name).num_channels // target.num_groups
-            target.num_groups = target.weight.shape[0] // per_group
-        if isinstance(target, nn.LayerNorm):
-            target.normalized_shape = tuple(target.weight.shape)
+        with space.at(widths):
+            for count in layer.elastic_counts:  # groups of a convolution, the shape that a layer norm works on
+                setattr(target, count, getattr(layer, count))
     return network
 
 

@@ -14,12 +14,23 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmengine.utils import get_installed_path
+from mmpretrain.structures import DataSample
 
 from mmnetaug.forward import tensor_forward
 
 CONFIGS = [
     "mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py",
     "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py",
+    "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
+    "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+    "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py",
+    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "mmdet::atss/atss_r50_fpn_1x_coco.py",
+    "mmpretrain::resnet/resnet18_8xb32_in1k.py",
+    "mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py",
+    "mmpretrain::mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py",
+    "mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py",
 ]
 SIZE = 128
 
@@ -27,16 +38,20 @@ TWO_CHANGES = """
 _base_ = '{base}'
 custom_imports = dict(imports=['mmnetaug'])
 model = dict(_delete_=True, type='mmnetaug.NetAug', model={{{{_base_.model}}}},
-             expand=[1, 1.6, 2.2], width=[1, 1.8])
+             expand=[1, 1.4], width=[1, 1.4])
 optim_wrapper = dict(type='mmnetaug.NetAugOptimWrapper')
 """
 
 
 @DATASETS.register_module(force=True)
 class RandomScenes(BaseDataset):
-    """Noise images with one box each, as a detector's pipeline would hand them over."""
+    """Noise images, each with one box and one label, as a pipeline would hand them over."""
 
     METAINFO: ClassVar = dict(classes=("thing",))
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        super().__init__()
 
     def load_data_list(self) -> list[dict]:
         return [dict(number=number) for number in range(6)]
@@ -44,6 +59,8 @@ class RandomScenes(BaseDataset):
     def __getitem__(self, index: int) -> dict:
         generator = np.random.default_rng(index)
         image = torch.from_numpy(generator.integers(0, 255, (3, SIZE, SIZE)).astype(np.uint8))
+        if self.scope == "mmpretrain":
+            return dict(inputs=image, data_samples=DataSample().set_gt_label(index))
         sample = DetDataSample(
             metainfo=dict(img_id=index, img_shape=(SIZE, SIZE), ori_shape=(SIZE, SIZE), scale_factor=(1.0, 1.0))
         )
@@ -67,14 +84,17 @@ def test_two_changes_are_enough(base, tmp_path):
     (tmp_path / "mine.py").write_text(TWO_CHANGES.format(base=base))
     config = Config.fromfile(tmp_path / "mine.py")
     without_downloads(config.model.model)
+    scope = base.partition("::")[0]
     loader = dict(
         batch_size=2,
         num_workers=0,
-        dataset=dict(type="mmengine.RandomScenes"),
+        dataset=dict(type="mmengine.RandomScenes", scope=scope),
         sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=dict(type="pseudo_collate" if scope == "mmdet" else "default_collate"),
     )
     runner = Runner(
         model=config.model,
+        data_preprocessor=config.get("data_preprocessor"),
         work_dir=str(tmp_path),
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=3),
@@ -83,7 +103,7 @@ def test_two_changes_are_enough(base, tmp_path):
             checkpoint=dict(type="mmnetaug.TinyCheckpointHook", by_epoch=False),
             logger=dict(type="LoggerHook", interval=1),
         ),
-        default_scope="mmdet",
+        default_scope=scope,
         experiment_name=tmp_path.name,
         randomness=dict(seed=0),
     )
@@ -91,16 +111,37 @@ def test_two_changes_are_enough(base, tmp_path):
     assert np.isfinite(runner.message_hub.get_scalar("train/loss_aug").data[0]).all()
     assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 3
 
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        stock = MODELS.build(without_downloads(Config.fromfile(config_path(base)).model))
+    untouched = Config.fromfile(config_path(base))
+    with DefaultScope.overwrite_default_scope(scope):
+        if "data_preprocessor" in untouched:
+            untouched.model.setdefault("data_preprocessor", untouched.data_preprocessor)
+        stock = MODELS.build(without_downloads(untouched.model))
     tiny = torch.load(tmp_path / "iter_3_tiny.pth", weights_only=True)
     stock.load_state_dict(tiny["state_dict"], strict=True)
     ours = runner.model.eval()
     stock.eval()
-    data = stock.data_preprocessor(next(iter(runner.train_dataloader)), training=False)
+    batch = next(iter(runner.train_dataloader))
+    if "ssd" in base:  # mmdet's SSDHead cannot predict without: https://github.com/open-mmlab/mmdetection/issues/11780
+        ours.bbox_head.loss_cls = stock.bbox_head.loss_cls = None
     with torch.no_grad():
-        mine, theirs = (tensor_forward(model, data["inputs"]) for model in (ours, stock))
-    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+        inputs = stock.data_preprocessor(batch, training=False)["inputs"]
+        mine, theirs = (tensor_forward(model, inputs) for model in (ours, stock))
+        assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+        for one, other in zip(ours.test_step(batch), stock.test_step(batch), strict=True):
+            assert_same(predicted(one), predicted(other))
+
+
+def predicted(sample: DetDataSample | DataSample) -> dict:
+    """What a model predicts for one image."""
+    instances = sample.pred_instances if isinstance(sample, DetDataSample) else sample
+    return {key: instances.get(key) for key in ("bboxes", "scores", "labels", "pred_score", "pred_label")}
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    found = [key for key, value in theirs.items() if value is not None]
+    assert found
+    for key in found:
+        assert torch.equal(ours[key], theirs[key])
 
 
 def config_path(name: str) -> str:

@@ -5,7 +5,7 @@ from .groups import ChannelGroup
 from .layers import Elastic
 from .sort import sort_hidden_channels
 from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_storage
-from .trace import TraceError
+from .trace import TraceError, evaluating
 
 __all__ = [
     "ChannelGroup",
@@ -13,6 +13,7 @@ __all__ = [
     "ElasticSpace",
     "TraceError",
     "base_state_dict",
+    "evaluating",
     "fill_new_channels",
     "find_spaces",
     "make_elastic",

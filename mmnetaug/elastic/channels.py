@@ -8,6 +8,7 @@ also be cut: joining ``[16]`` with ``[8, 8]`` cuts the first, wherever else it a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 Layout = tuple[int, ...]
 """The channels of one tensor dimension: run numbers in order."""
@@ -60,6 +61,10 @@ class Channels:
         """
         if self.size(a) != self.size(b):
             raise ValueError(f"{self.size(a)} channels meet {self.size(b)}")
+        self._align(a, b, self._union)
+
+    def _align(self, a: Layout, b: Layout, act: Callable[[int, int], None]) -> None:
+        """Cuts both layouts at each other's borders, and acts on each pair of runs that lie at the same place."""
         left, right = self.resolve(a), self.resolve(b)
         while left:
             x, y = left[0], right[0]
@@ -69,7 +74,7 @@ class Channels:
             elif self._size[y] > common:
                 self._cut(y, common)
             else:
-                self._union(x, y)
+                act(x, y)
                 left, right = left[1:], right[1:]
             # A cut or a union may concern what is still to come: a run can appear several times.
             left, right = self.resolve(left), self.resolve(right)
@@ -91,7 +96,13 @@ class Channels:
         return tuple(picked)
 
     def tie(self, a: Layout, b: Layout) -> None:
-        """The two layouts are equally wide without being the same channels (the halves of a ``chunk``)."""
+        """The two layouts are equally wide without being the same channels (the halves of a ``chunk``).
+
+        Raises:
+            ValueError: If their numbers of channels differ.
+        """
+        if self.size(a) != self.size(b):
+            raise ValueError(f"{self.size(a)} channels are to be as wide as {self.size(b)}")
         self._ties.append((a, b))
 
     def require_multiple(self, layout: Layout, step: int) -> None:
@@ -108,13 +119,14 @@ class Channels:
 
     def variables(self) -> list[list[int]]:
         """The runs by width variable: runs listed together always have the same number of channels."""
-        parent = list(range(len(self._parent)))
+        runs = -1
+        while runs != len(self._parent):  # a cut may put new borders into layouts that were aligned before
+            runs = len(self._parent)
+            for a, b in self._ties:
+                self._align(a, b, lambda x, y: None)
+        parent = list(range(runs))
         for a, b in self._ties:
-            a, b = self.resolve(a), self.resolve(b)
-            if [self._size[run] for run in a] != [self._size[run] for run in b]:
-                self.hold(a + b, "split into equal parts that are made differently")
-                continue
-            for x, y in zip(a, b, strict=True):
+            for x, y in zip(self.resolve(a), self.resolve(b), strict=True):
                 parent[_find(parent, y)] = _find(parent, x)
         variables: dict[int, list[int]] = {}
         for run in range(len(self._parent)):

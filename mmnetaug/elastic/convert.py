@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .black_box import boxed, without_values
+from .channels import Layout
 from .groups import ChannelGroup, find_groups
-from .layers import Axis, Elastic, grow, make_layer_elastic
+from .layers import Axis, Count, Elastic, count_at_width, grow, make_layer_elastic
 from .space import ElasticSpace, fill_new_channels
-from .trace import Trace, trace
+from .trace import Trace, evaluating, export, first_line, shapes, trace
 
 Forward = Callable[[nn.Module, Tensor], Iterable[Tensor]]
 
@@ -59,8 +62,12 @@ def make_elastic(
                 found.channels.hold(layout, f"{name} is shared between modules")
     groups, of_run = find_groups(model, found, scope, width, expand, roles or {})
     space = ElasticSpace(groups)
-    layers = _swap_layers(model, found, of_run)
-    _hold_what_fails(model, forward, image, found.outputs, space, layers)
+    plan = _Plan(model, found, of_run)
+    _hold_what_fails(model, forward, image, space, plan)
+    while narrow := [group for group in groups if not group.held_reason and len(group.widths) == 1]:
+        for group in narrow:  # which may leave those that follow it no other width either
+            group.held_reason = "has no other width at these factors"
+    layers = plan.swap_layers()
     for layer in layers:
         grow(layer)
     fill_new_channels(model)
@@ -73,95 +80,161 @@ def _attribute(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(owner), attribute)
 
 
-def _swap_layers(model: nn.Module, found: Trace, of_run: dict[int, ChannelGroup]) -> list[Elastic]:
-    """Turns every module elastic that owns a parameter along channels which can be widened."""
-    resolve = found.channels.resolve
+class _Plan:
+    """Which parameters and counts of a plain network depend on the widths, and how."""
 
-    def runs(layout: tuple[int, ...]) -> tuple[ChannelGroup, ...]:
-        return tuple(of_run[run] for run in resolve(layout))
+    def __init__(self, model: nn.Module, found: Trace, of_run: dict[int, ChannelGroup]) -> None:
+        self.model, self.found, self.of_run = model, found, of_run
 
-    axes: dict[str, dict[str, tuple[Axis, ...]]] = {}
-    for parameter, dims in found.parameters.items():
-        owner, _, name = parameter.rpartition(".")
-        elastic = tuple(
-            Axis(dim, runs(layout))
-            for dim, layout in dims.items()
-            if any(not group.held_reason for group in runs(layout))
-        )
-        if elastic:
-            axes.setdefault(owner, {})[name] = elastic
-    counts: dict[str, dict[str, tuple[Axis, int]]] = {}
-    for owner, name, layout, base in found.integers:
-        if owner in axes:
-            counts.setdefault(owner, {})[name] = (Axis(0, runs(layout)), base)
-    layers = []
-    for owner, of_owner in axes.items():
-        layer = model.get_submodule(owner)
-        make_layer_elastic(layer, of_owner, counts.get(owner, {}))
-        layers.append(layer)
-    return layers
+    def runs(self, layout: Layout) -> tuple[ChannelGroup, ...]:
+        return tuple(self.of_run[run] for run in self.found.channels.resolve(layout))
+
+    def parameters(self) -> Iterator[tuple[str, str, tuple[Axis, ...]]]:
+        """Module, name and elastic dimensions of every parameter and buffer along channels that can be widened."""
+        for parameter, dims in self.found.parameters.items():
+            axes = tuple(
+                Axis(dim, runs)
+                for dim, runs in ((dim, self.runs(layout)) for dim, layout in dims.items())
+                if any(not group.held_reason for group in runs)
+            )
+            if axes:
+                owner, _, name = parameter.rpartition(".")
+                yield owner, name, axes
+
+    def counts(self) -> Iterator[tuple[str, str, Axis, Count]]:
+        """Module and name of every attribute that counts channels that can be widened."""
+        for owner, name, layout, base in self.found.integers:
+            axis = Axis(0, self.runs(layout))
+            if any(not group.held_reason for group in axis.runs):
+                yield owner, name, axis, base
+
+    def swap_layers(self) -> list[Elastic]:
+        """Turns every module elastic whose parameters or counts depend on the widths."""
+        axes: dict[str, dict[str, tuple[Axis, ...]]] = {}
+        counts: dict[str, dict[str, tuple[Axis, Count]]] = {}
+        for owner, name, of_parameter in self.parameters():
+            axes.setdefault(owner, {})[name] = of_parameter
+        for owner, name, axis, base in self.counts():
+            counts.setdefault(owner, {})[name] = (axis, base)
+        layers = []
+        for owner in dict.fromkeys([*axes, *counts]):
+            layer = self.model.get_submodule(owner)
+            make_layer_elastic(layer, axes.get(owner, {}), counts.get(owner, {}))
+            layers.append(layer)
+        return layers
+
+    @contextlib.contextmanager
+    def at_width(self) -> Iterator[None]:
+        """The plain network at the widths in use, its additional channels uninitialised, for shapes to be looked at."""
+        before: list[tuple[dict[str, Any], str, Any]] = []
+
+        def put(place: dict[str, Any], name: str, value: Any) -> None:
+            before.append((place, name, place[name]))
+            place[name] = value
+
+        try:
+            for owner, name, axes in self.parameters():
+                module = self.model.get_submodule(owner)
+                place = module._parameters if name in module._parameters else module._buffers
+                shape = list(place[name].shape)
+                for axis in axes:
+                    shape[axis.dim] = axis.width
+                wide = place[name].new_empty(shape)
+                put(place, name, nn.Parameter(wide, False) if isinstance(place[name], nn.Parameter) else wide)
+            for module in self.model.modules():  # a forward pass in training may write into them
+                for name, buffer in module._buffers.items():
+                    put(module._buffers, name, None if buffer is None else buffer.clone())
+            for owner, name, axis, base in self.counts():
+                put(vars(self.model.get_submodule(owner)), name, count_at_width(axis, base))
+            yield
+        finally:
+            for place, name, value in reversed(before):
+                place[name] = value
+
+    def disagreement(self, forward: Forward, image: Tensor) -> tuple[str, set[ChannelGroup]] | None:
+        """Compares every operator of the graph at the widths in use with what the trace expects of it.
+
+        Returns:
+            What is wrong and the groups along the first result whose shape is another; None if all agree.
+        """
+        with self.at_width():
+            graph = export(self.model, forward, image, self.found.boxes).graph_module
+        for (name, expected), (got, wide) in zip(self.found.steps, shapes(graph), strict=False):
+            if name != got:
+                return f"the network's code runs another way at another width, from {name} on", set()
+            at_width = [
+                tuple(
+                    sum(group.width for group in self.runs(value.dims[dim])) if dim in value.dims else size
+                    for dim, size in enumerate(value.shape)
+                )
+                for value in expected
+            ]
+            if at_width != wide:
+                groups = {group for value in expected for layout in value.dims.values() for group in self.runs(layout)}
+                return f"the network's code divides them otherwise at another width ({name})", groups
+        return None
 
 
-def _hold_what_fails(
-    model: nn.Module,
-    forward: Forward,
-    image: Tensor,
-    expected: list[tuple[int, ...]],
-    space: ElasticSpace,
-    layers: list[Elastic],
-) -> None:
-    """Tries wider networks on fake tensors and holds the groups with which the network's own code fails.
+def _hold_what_fails(model: nn.Module, forward: Forward, image: Tensor, space: ElasticSpace, plan: _Plan) -> None:
+    """Tries wider networks without computing anything, and holds the groups with which the network's code fails.
 
-    A forward pass that writes channel numbers down (``x.split((32, 32))``) shows nothing of it in the graph.
+    A forward pass that writes channel numbers down (``x.split((32, 32))``), or one that differs in training, shows
+    nothing of it in the graph.
     """
 
-    def problem() -> str | None:
+    def at_largest(groups: list[ChannelGroup]) -> list[int]:
+        return [group.max_width if group in groups else group.base_width for group in space.groups]
+
+    def problem(groups: list[ChannelGroup]) -> str | None:
+        """Why the network cannot run with these groups at their largest; runs it on shapes alone."""
         try:
-            outputs = _fake_outputs(model, forward, image, layers)
+            with (
+                space.at(at_largest(groups)),
+                plan.at_width(),
+                evaluating(model, training),
+                boxed(plan.found.boxes),
+                without_values(),
+            ):
+                list(forward(model, torch.empty(image.shape)))
         except Exception as error:
-            return f"the network's code fails at another width: {str(error).splitlines()[0]}"
-        return None if outputs == expected else "the network's output changes shape at another width"
+            return f"the network's code fails at another width: {first_line(error)}"
+        return None
 
-    with space.at(space.largest()):
-        failed = problem()
-    if failed is None:
-        return
-    for group in space.groups:
-        with space.at([g.max_width if g is group else g.base_width for g in space.groups]):
-            reason = problem()
-        group.held_reason = group.held_reason or reason
-    with space.at(space.largest()):
-        failed = problem()
-    for group in space.groups:
-        group.held_reason = group.held_reason or failed
+    def free() -> list[ChannelGroup]:
+        return [group for group in space.groups if len(group.widths) > 1]
 
+    def probes() -> list[list[ChannelGroup]]:
+        """All groups, and every other one: parts that must be equally wide and are not show in the second."""
+        return [free(), free()[::2]] if plan.found.divided else [free()]
 
-def _fake_outputs(model: nn.Module, forward: Forward, image: Tensor, layers: list[Elastic]) -> list[tuple[int, ...]]:
-    """Shapes of the outputs at the widths in use, without computing anything."""
-    names = {id(module): name for name, module in model.named_modules()}
+    def hold_within(groups: list[ChannelGroup]) -> None:
+        """Finds the groups that fail by halving."""
+        reason = problem(groups)
+        if reason is None:
+            return
+        if len(groups) == 1:
+            groups[0].held_reason = reason
+            return
+        hold_within(groups[: len(groups) // 2])
+        hold_within(groups[len(groups) // 2 :])
 
-    class Call(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, image: Tensor) -> list[Tensor]:
-            return list(forward(self.model, image))
-
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            fakes = {}
-            for layer in layers:
-                for name, axes in layer.elastic_axes.items():
-                    shape = list(layer.stored(name).shape)
-                    for axis in axes:
-                        shape[axis.dim] = axis.stored
-                    fakes[f"model.{names[id(layer)]}.{name}"] = torch.empty(shape, dtype=layer.stored(name).dtype)
-            outputs = torch.func.functional_call(Call(), fakes, (torch.empty(image.shape),))
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return [tuple(output.shape) for output in outputs]
+    training = True  # the only mode in which wider networks run, unless it needs values already at base widths
+    if any(problem(groups) for groups in probes()):
+        training = problem([]) is None
+        for groups in probes():
+            hold_within(groups)
+        for groups in probes():
+            reason = problem(groups)
+            for group in free() if reason else []:
+                group.held_reason = reason
+    while plan.found.divided and free():
+        for groups in probes():
+            with space.at(at_largest(groups)):
+                wrong = plan.disagreement(forward, image)
+            if wrong is not None:
+                break
+        else:
+            return
+        reason, concerned = wrong
+        for group in concerned.intersection(free()) or free():
+            group.held_reason = reason

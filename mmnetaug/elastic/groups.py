@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,8 +126,10 @@ def find_groups(
     for runs in channels.variables():
         made_by = sorted(number for run in runs for number in makers.get(run, []))
         base = channels.size((runs[0],))
-        step = max(channels.step(run) for run in runs)
+        step = math.lcm(*(channels.step(run) for run in runs))
         held = next((reason for run in runs if (reason := channels.held(run))), None)
+        if base % step:
+            held = held or f"{base} channels do not divide into groups of {step}"
         if not made_by:  # dimensions of parameters that are no channels, or are read from fixed features
             group = ChannelGroup("", "width", base, held_reason="made by no convolution or linear layer")
             of_run.update(dict.fromkeys(runs, group))

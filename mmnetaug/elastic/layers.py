@@ -71,21 +71,42 @@ class Axis:
         return torch.cat([tensor.narrow(self.dim, start, length) for start, length in pieces], self.dim)
 
 
+Count = int | tuple[int, ...]
+"""A number of channels or of groups of them; a tuple starts with it (the shape that a layer norm works on)."""
+
+
+def count_at_width(axis: Axis, base: Count) -> Count:
+    """What a count is at the width in use."""
+    first, *rest = base if isinstance(base, tuple) else (base,)
+    first = first * axis.width // axis.base
+    return (first, *rest) if isinstance(base, tuple) else first
+
+
 class Elastic:
     """Mixin of every elastic layer.
 
     Attributes:
         elastic_axes: Per elastic parameter or buffer, its elastic dimensions.
-        elastic_counts: Per integer attribute that counts channels or groups of them, the axis and its base value.
+        elastic_counts: Per attribute that counts channels or groups of them, the axis and its base value.
     """
 
     elastic_axes: dict[str, tuple[Axis, ...]]
-    elastic_counts: dict[str, tuple[Axis, int]]
+    elastic_counts: dict[str, tuple[Axis, Count]]
 
     def stored(self, name: str) -> Tensor:
         """The parameter or buffer of the largest network."""
         tensor = self._parameters.get(name)
         return self._buffers[name] if tensor is None else tensor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Re-estimated statistics (MMPretrain's PreciseBNHook) replace the tiny network's part of a buffer alone."""
+        buffer = self.__dict__.get("_buffers", {}).get(name)
+        if isinstance(value, Tensor) and buffer is not None and name in self.__dict__.get("elastic_axes", {}):
+            block = self.base_block(name)
+            if value.shape == buffer[block].shape != buffer.shape:
+                value, given = buffer.clone(), value
+                value[block] = given
+        super().__setattr__(name, value)
 
     def base_block(self, name: str) -> tuple[slice, ...]:
         """Index of the tiny network's part of a parameter."""
@@ -114,7 +135,7 @@ class Elastic:
 
 
 def make_layer_elastic(
-    layer: nn.Module, axes: dict[str, tuple[Axis, ...]], counts: dict[str, tuple[Axis, int]]
+    layer: nn.Module, axes: dict[str, tuple[Axis, ...]], counts: dict[str, tuple[Axis, Count]]
 ) -> None:
     """Turns a layer elastic in place, its parameters still at base size (``grow`` enlarges them)."""
     layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))
@@ -148,10 +169,8 @@ def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tup
         return property(read)
 
     def count_property(name: str) -> property:
-        def read(self: Elastic) -> int | tuple[int, ...]:
-            axis, base = self.elastic_counts[name]
-            count = base * axis.width // axis.base
-            return (count,) if name == "normalized_shape" else count
+        def read(self: Elastic) -> Count:
+            return count_at_width(*self.elastic_counts[name])
 
         # Constructors and copies write the attribute; the base value is kept in elastic_counts.
         return property(read, lambda self, value: None)

@@ -7,15 +7,18 @@ are never guessed: the channels they touch stay at base width, with the reason.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .black_box import Boxes, boxed, find_black_boxes
 from .channels import Channels, Layout
 
 
@@ -66,7 +69,11 @@ class Trace:
         parameters: Per parameter or buffer name, the layouts of its dimensions.
         openings: Convolutions and linear layers in graph order.
         touched: Per module that owns a convolution or linear weight, the layouts it reads and makes.
-        integers: Modules whose integer attribute counts channels: (module name, attribute, layout, base value).
+        integers: Modules whose attribute counts channels: (module name, attribute, layout, base value).
+        steps: What every operator of the graph gives, in order: its name and its results. Tells the shapes that are
+            expected at any widths.
+        divided: Whether channels are divided anywhere (split, sliced, folded).
+        boxes: Modules that cannot be traced.
         gated: Layouts that are multiplied by a gate computed from their own pooled features.
         outputs: Shapes of the network's outputs.
     """
@@ -75,7 +82,10 @@ class Trace:
     parameters: dict[str, dict[int, Layout]] = field(default_factory=dict)
     openings: list[Opening] = field(default_factory=list)
     touched: list[tuple[str, Layout]] = field(default_factory=list)
-    integers: list[tuple[str, str, Layout, int]] = field(default_factory=list)
+    integers: list[tuple[str, str, Layout, int | tuple[int, ...]]] = field(default_factory=list)
+    steps: list[tuple[str, list[Value]]] = field(default_factory=list)
+    divided: bool = False
+    boxes: Boxes = field(default_factory=dict)
     gated: list[Layout] = field(default_factory=list)
     outputs: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -92,6 +102,36 @@ def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tens
         TraceError: If ``torch.export`` cannot trace the network.
     """
 
+    boxes: Boxes = {}
+    try:
+        program = export(model, forward, image, boxes)
+    except TraceError:
+        with evaluating(model):
+            boxes = find_black_boxes(model, lambda: list(forward(model, image.clone())))
+        if not boxes:
+            raise
+        program = export(model, forward, image, boxes)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {key: name.removeprefix("model.") for key, name in names.items()}
+    names |= {key: "" for key in signature.inputs_to_lifted_tensor_constants}
+    reader = _Reader(model)
+    reader.found.boxes = boxes
+    inputs = [reader.source(node, names.get(node.name)) for node in program.graph.nodes if node.op == "placeholder"]
+    for value in reader.run(program.graph_module, inputs):
+        reader.hold(value, "an output of the network")
+    return reader.found
+
+
+def export(
+    model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tensor]], image: Tensor, boxes: Boxes
+) -> torch.export.ExportedProgram:
+    """The graph of a network's forward pass in evaluation, but for the inside of black boxes.
+
+    Raises:
+        TraceError: If ``torch.export`` cannot trace the network.
+    """
+
     class Call(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -100,36 +140,59 @@ def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tens
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
             return tuple(forward(self.model, image))
 
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        with torch.no_grad():
-            program = torch.export.export(Call(), (image,), strict=False)
-    except Exception as error:
-        raise TraceError(f"torch.export cannot trace {type(model).__name__}: {str(error).splitlines()[0]}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), boxed(boxes), torch.no_grad():
+        try:
+            return torch.export.export(Call(), (image,), strict=False)
+        except Exception as error:
+            raise TraceError(f"torch.export cannot trace {type(model).__name__}: {first_line(error)}") from error
 
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names = {key: name.removeprefix("model.") for key, name in names.items()}
-    names |= {key: "" for key in signature.inputs_to_lifted_tensor_constants}
-    reader = _Reader()
-    inputs = [reader.source(node, names.get(node.name)) for node in program.graph.nodes if node.op == "placeholder"]
-    for value in reader.run(program.graph_module, inputs):
-        reader.hold(value, "an output of the network")
-        reader.found.outputs.append(value.shape)
-    return reader.found
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Switches to evaluation (or training) for the time of a ``with`` block; what modules do about it is done too."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    for module in modes:
+        module.training = training
+    try:
+        yield
+    finally:
+        model.train(modes[model])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def shapes(graph: fx.GraphModule) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+    """Name and result shapes of every operator of an exported graph, in the order of ``Trace.steps``."""
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        entered = [
+            inner
+            for arg in node.args
+            if isinstance(arg, fx.Node) and arg.op == "get_attr"
+            if isinstance(inner := operator.attrgetter(arg.target)(graph), fx.GraphModule)
+        ]
+        if entered:
+            yield from shapes(entered[0])
+        else:
+            results = fx.node.map_aggregate(node.meta.get("val"), _plain)
+            yield _name(node), [value.shape for value in _flat(results) if isinstance(value, Value)]
 
 
 class _Reader:
     """Interprets the graph; ``found`` fills up as it goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.found = Trace()
         self.channels = self.found.channels
+        self.module = ""  # the module whose code is being read
 
     def source(self, node: fx.Node, name: str | None) -> Value:
         """A placeholder: the image (``name`` None), a constant (empty name), a parameter or a buffer."""
@@ -165,8 +228,14 @@ class _Reader:
         entered = [arg for arg in args if isinstance(arg, fx.GraphModule)]
         if entered:  # autocast or no_grad regions: (settings..., graph, *inputs)
             return self.run(entered[0], list(args[args.index(entered[0]) + 1 :]))
+        results = self.interpret(node, args, kwargs)
+        self.found.steps.append((_name(node), [value for value in _flat(results) if isinstance(value, Value)]))
+        return results
+
+    def interpret(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
         results = fx.node.map_aggregate(node.meta.get("val"), _plain)
-        where = f"{_name(node)} in {_module(node) or 'the network'}"
+        self.module = _module(node)
+        where = f"{_name(node)} in {self.module or 'the network'}"
         pointwise = torch.Tag.pointwise in getattr(_functional(node.target), "tags", ())
         rule = _Reader.pointwise if pointwise and _name(node) != "prelu" else _RULES.get(_name(node))
         sources = [value for value in _flat((args, list(kwargs.values()))) if isinstance(value, Value)]
@@ -175,6 +244,10 @@ class _Reader:
         try:
             if rule is None:
                 raise _NotUnderstood(f"{where} is not understood")
+            try:
+                inspect.signature(rule).bind(self, results, *args, **kwargs)
+            except TypeError as unexpected:
+                raise _NotUnderstood(f"{where}: {unexpected}") from None
             return rule(self, results, *args, **kwargs)
         except (_NotUnderstood, ValueError) as problem:
             reason = str(problem) if isinstance(problem, _NotUnderstood) else f"{problem} at {where}"
@@ -202,32 +275,55 @@ class _Reader:
         if settings and isinstance(settings[-1], int) and len(settings) >= 4:
             groups = settings[3]
         channel = 1 if len(x.shape) == len(w.shape) else 0
-        read, made = x.dims.get(channel), w.dims.get(0)
-        if made is None:  # a single output channel
-            made = self.channels.new(1)
+        read, made = x.dims.get(channel), self.made(w, 0)
         if groups == 1:
             self.open(w, self.join(read, w.dims.get(1)) if w.shape[1] > 1 else None, made, x.pooled)
-        else:
-            per_group = w.shape[1]
-            if w.shape[0] != per_group * groups:
-                raise _NotUnderstood(f"a grouped convolution from {x.shape[channel]} to {w.shape[0]} channels")
+        elif w.shape[0] == w.shape[1] * groups:
             # Widening adds groups and leaves their size alone, so the first groups are the tiny network's.
             self.join(read, made)
-            self.channels.require_multiple(made, per_group)
-            if w.parameter is None:
-                raise _NotUnderstood("a grouped convolution with a computed weight")
-            owner = w.parameter.rpartition(".")[0]
+            self.channels.require_multiple(made, w.shape[1])
+            owner = self.owner(w)
+            if vars(self.model.get_submodule(owner)).get("groups") != groups:
+                raise _NotUnderstood("a grouped convolution whose module does not count its groups")
             self.found.integers.append((owner, "groups", made, groups))
             self.found.touched.append((owner, made))
+        elif read is None or w.shape[1] == 1:
+            raise _NotUnderstood(f"a grouped convolution from {x.shape[channel]} to {w.shape[0]} channels")
+        else:
+            # Other numbers go in than come out: the groups keep their number, each of them is widened.
+            self.open(w, read, made, x.pooled)
+            self.join(self.equal_parts(read, groups)[0], w.dims[1])
+            self.equal_parts(made, groups)
         if bias is not None:
             self.join(made, bias.dims.get(0))
         return Value(out.shape, {channel: made}, pooled=x.pooled)
+
+    def made(self, weight: Value, dim: int) -> Layout:
+        """The channels that a weight makes."""
+        if dim in weight.dims:
+            return weight.dims[dim]
+        single = self.channels.new(1)
+        self.channels.hold(single, "a single channel")
+        return single
+
+    def owner(self, weight: Value) -> str:
+        """Name of the module whose weight it is; of the one whose code is being read, if the weight is computed."""
+        return weight.parameter.rpartition(".")[0] if weight.parameter else self.module
+
+    def equal_parts(self, layout: Layout, count: int) -> list[Layout]:
+        """Divides channels into parts that stay equally wide."""
+        self.found.divided = True
+        size = self.channels.size(layout) // count
+        parts = [self.channels.part(layout, size * i, size * (i + 1)) for i in range(count)]
+        for part in parts[1:]:
+            self.channels.tie(parts[0], part)
+        return parts
 
     def transposed(self, out: Value, x: Value, w: Value, bias: Value | None = None, *settings: Any) -> Value:
         groups = settings[3] if len(settings) > 3 else 1
         if groups != 1:
             raise _NotUnderstood("a grouped transposed convolution")
-        made = w.dims.get(1) or self.channels.new(1)
+        made = self.made(w, 1)
         self.open(w, self.join(x.dims.get(1), w.dims.get(0)), made, x.pooled)
         if bias is not None:
             self.join(made, bias.dims.get(0))
@@ -235,16 +331,14 @@ class _Reader:
 
     def linear(self, out: Value, x: Value, w: Value, bias: Value | None = None) -> Value:
         last = len(x.shape) - 1
-        made = w.dims.get(0) or self.channels.new(1)
+        made = self.made(w, 0)
         self.open(w, self.join(x.dims.get(last), w.dims.get(1)), made, x.pooled)
         if bias is not None:
             self.join(made, bias.dims.get(0))
         return Value(out.shape, {**x.dims, last: made}, pooled=x.pooled)
 
     def open(self, weight: Value, read: Layout | None, made: Layout, pooled: bool) -> None:
-        owner = (weight.parameter or "").rpartition(".")[0]
-        if weight.parameter is None:
-            self.channels.hold(made, "made by a computed weight")
+        owner = self.owner(weight)
         self.found.openings.append(Opening(owner, made, read, pooled))
         self.found.touched.append((owner, made))
         if read is not None:
@@ -258,15 +352,15 @@ class _Reader:
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def layer_norm(self, out: Value, x: Value, size: list[int], *args: Any, **kwargs: Any) -> Value:
-        last = len(x.shape) - 1
+        channel = len(x.shape) - len(size)
         vectors = [v for v in _flat((args, list(kwargs.values()))) if isinstance(v, Value)]
-        if len(size) != 1 or not vectors or vectors[0].parameter is None:
+        if math.prod(size[1:]) > 1 or not vectors or vectors[0].parameter is None:
             raise _NotUnderstood("a layer norm over more than the channels, or without weights")
         for vector in vectors:
-            self.join(x.dims.get(last), vector.dims.get(0))
-        if last in x.dims:
+            self.join(x.dims.get(channel), vector.dims.get(0))
+        if channel in x.dims:
             owner = vectors[0].parameter.rpartition(".")[0]
-            self.found.integers.append((owner, "normalized_shape", x.dims[last], size[0]))
+            self.found.integers.append((owner, "normalized_shape", x.dims[channel], tuple(size)))
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def group_norm(self, out: Value, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
@@ -321,18 +415,17 @@ class _Reader:
                 raise _NotUnderstood("channels are padded")
         return Value(out.shape, x.dims, pooled=x.pooled)
 
-    def reduce(
-        self, out: Value, x: Value, dim: list[int] | int | None = None, keepdim: bool = False, **kwargs: Any
-    ) -> Any:
+    def reduce(self, out: Value, x: Value, dim: list[int] | int | None = None, *args: Any, **kwargs: Any) -> Any:
         if isinstance(out, list | tuple):
-            return [self.reduce(item, x, dim, keepdim) for item in out]
+            return [self.reduce(item, x, dim) for item in out]
         gone = range(len(x.shape)) if dim in (None, []) else [d % len(x.shape) for d in _flat(dim)]
-        dims = {}
-        for d, layout in x.dims.items():
-            if d not in gone:
-                dims[d if keepdim else d - sum(g < d for g in gone)] = layout
+        kept = len(out.shape) == len(x.shape)
+        dims = {d if kept else d - sum(g < d for g in gone): layout for d, layout in x.dims.items() if d not in gone}
         pooled = x.pooled or (len(x.shape) == 4 and {2, 3} <= set(gone))
         return Value(out.shape, dims, pooled=pooled)
+
+    def vector_norm(self, out: Value, x: Value, order: float = 2, *args: Any, **kwargs: Any) -> Value:
+        return self.reduce(out, x, *args, **kwargs)
 
     def cat(self, out: Value, tensors: list[Value], dim: int = 0) -> Value:
         dim %= len(out.shape)
@@ -373,18 +466,57 @@ class _Reader:
         order[a], order[b] = order[b], order[a]
         return self.permute(out, x, order)
 
+    def attention(self, out: Value, q: Value, k: Value, v: Value, *args: Any, **kwargs: Any) -> Value:
+        scores = Value((*q.shape[:-1], k.shape[-2]))
+        turned = self.transpose(Value((*k.shape[:-2], k.shape[-1], k.shape[-2])), k, len(k.shape) - 2, len(k.shape) - 1)
+        return self.matmul(out, self.matmul(scores, q, turned), v)
+
     def reshape(self, out: Value, x: Value, *args: Any) -> Value:
-        """A channel dimension survives where as many elements lie before and behind it as did."""
+        """Dimensions stay what they are, or fold: channels behind fixed dimensions become one row of them, or back.
+
+        Folded channels are the same channels over and over (groups, heads or radix of an attention): one layout,
+        repeated. Channels in front of others (a flattened feature map, the way back of a channel shuffle) would lie
+        interleaved: the tiny network's would no longer come first.
+        """
+        if not math.prod(x.shape):
+            raise _NotUnderstood("an empty tensor")
         dims = {}
-        for d, layout in x.dims.items():
-            before = math.prod(x.shape[:d])
-            places = [
-                e for e in range(len(out.shape)) if out.shape[e] == x.shape[d] and math.prod(out.shape[:e]) == before
-            ]
-            if not places:
+        for ours, theirs in _factors(x.shape, out.shape):
+            ours, theirs = [d for d in ours if x.shape[d] > 1], [e for e in theirs if out.shape[e] > 1]
+            if not any(d in x.dims for d in ours):
+                continue
+            if [x.shape[d] for d in ours] == [out.shape[e] for e in theirs]:
+                dims |= {e: x.dims[d] for d, e in zip(ours, theirs, strict=True) if d in x.dims}
+                continue
+            if any(d in x.dims for d in ours[:-1]):
                 raise _NotUnderstood(f"channels are folded: {x.shape} becomes {out.shape}")
-            dims[places[0]] = layout
+            row = x.dims[ours[-1]] * math.prod(x.shape[d] for d in ours[:-1])
+            size = out.shape[theirs[-1]]
+            parts = [self.channels.part(row, start, start + size) for start in range(0, self.channels.size(row), size)]
+            for part in parts[1:]:
+                self.channels.join(parts[0], part)
+            dims[theirs[-1]] = parts[0]
+            self.found.divided = True
         return Value(out.shape, dims, pooled=x.pooled)
+
+    def matmul(self, out: Value, x: Value, y: Value) -> Value:
+        """Batched products: rows of the first, columns of the second, whatever is summed over is the same."""
+        if min(len(x.shape), len(y.shape)) < 2:
+            raise _NotUnderstood("a product with a vector")
+        summed = x.dims.get(len(x.shape) - 1), y.dims.get(len(y.shape) - 2)
+        if any(summed):
+            self.join(*summed)
+        rows, columns = len(out.shape) - 2, len(out.shape) - 1
+        flat = [
+            Value((*v.shape[:-2], 1, 1), {d: layout for d, layout in v.dims.items() if d < len(v.shape) - 2})
+            for v in (x, y)
+        ]
+        dims = self.pointwise(Value((*out.shape[:-2], 1, 1)), *flat).dims
+        if len(x.shape) - 2 in x.dims:
+            dims[rows] = x.dims[len(x.shape) - 2]
+        if len(y.shape) - 1 in y.dims:
+            dims[columns] = y.dims[len(y.shape) - 1]
+        return Value(out.shape, dims)
 
     def expand(self, out: Value, x: Value, *args: Any, **kwargs: Any) -> Value:
         shift = len(out.shape) - len(x.shape)
@@ -396,10 +528,11 @@ class _Reader:
         dim %= len(x.shape)
         dims = dict(x.dims)
         if dim in dims and out.shape[dim] != x.shape[dim]:
-            if step != 1:
-                raise _NotUnderstood("channels are sliced with a step")
-            first, last, _ = slice(start, stop).indices(x.shape[dim])
-            dims[dim] = self.channels.part(dims[dim], first, last)
+            # As with split: of several equal parts, one.
+            first, size = slice(start, stop).indices(x.shape[dim])[0], out.shape[dim]
+            if step != 1 or x.shape[dim] % size or first % size:
+                raise _NotUnderstood("channels are split into unequal parts")
+            dims[dim] = self.equal_parts(dims[dim], x.shape[dim] // size)[first // size]
         return Value(out.shape, dims, pooled=x.pooled)
 
     def select(self, out: Value, x: Value, dim: int, index: int) -> Value:
@@ -412,21 +545,24 @@ class _Reader:
         return [self.select(item, x, dim, i) for i, item in enumerate(out)]
 
     def split(self, out: list[Value], x: Value, sizes: Any, dim: int = 0) -> list[Value]:
-        """``chunk`` and ``split``: parts of equal size stay equally wide."""
+        """``chunk`` and ``split`` into parts of equal size, which stay equally wide."""
         dim %= len(x.shape)
-        parts, offset = [], 0
-        for item in out:
-            dims = dict(x.dims)
-            if dim in dims:
-                dims[dim] = self.channels.part(x.dims[dim], offset, offset + item.shape[dim])
-                offset += item.shape[dim]
-            parts.append(Value(item.shape, dims, pooled=x.pooled))
-        if dim in x.dims:
-            for part in parts[1:]:
-                if part.shape[dim] != parts[0].shape[dim]:
-                    raise _NotUnderstood("channels are split into unequal parts")
-                self.channels.tie(parts[0].dims[dim], part.dims[dim])
-        return parts
+        if dim not in x.dims:
+            return [Value(item.shape, x.dims, pooled=x.pooled) for item in out]
+        size = out[0].shape[dim]
+        if any(item.shape[dim] != size for item in out):
+            raise _NotUnderstood("channels are split into unequal parts")
+        parts = self.equal_parts(x.dims[dim], len(out))
+        if sizes == size:  # written as a number, which a module may keep: its attribute counts the channels
+            for attribute, value in vars(self.model.get_submodule(self.module)).items():
+                if type(value) is int and value == size:
+                    self.found.integers.append((self.module, attribute, parts[0], size))
+        return [
+            Value(item.shape, {**x.dims, dim: part}, pooled=x.pooled) for item, part in zip(out, parts, strict=True)
+        ]
+
+    def black_box(self, out: Value, *args: Any) -> Value:
+        raise _NotUnderstood(f"{self.module or 'a part of the network'} cannot be traced")
 
 
 class _NotUnderstood(Exception):
@@ -449,20 +585,40 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(["contiguous", "clone", "alias", "detach", "dropout", "_to_copy", "to", "type_as"], _Reader.same),
     **dict.fromkeys(["zeros_like", "ones_like", "softmax", "log_softmax"], _Reader.same),
     **dict.fromkeys(["pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _Reader.pad),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "max", "min", "linalg_vector_norm"], _Reader.reduce),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "max", "min"], _Reader.reduce),
+    "linalg_vector_norm": _Reader.vector_norm,
     **dict.fromkeys(["cat", "concat"], _Reader.cat),
     "stack": _Reader.stack,
     "permute": _Reader.permute,
     "transpose": _Reader.transpose,
     **dict.fromkeys(
-        ["view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"], _Reader.reshape
+        ["view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"],
+        _Reader.reshape,
     ),
     **dict.fromkeys(["expand", "expand_as"], _Reader.expand),
     "slice": _Reader.sliced,
     "select": _Reader.select,
+    **dict.fromkeys(["matmul", "bmm"], _Reader.matmul),
+    "scaled_dot_product_attention": _Reader.attention,
+    "black_box": _Reader.black_box,
     "unbind": _Reader.unbind,
-    **dict.fromkeys(["chunk", "split", "split_with_sizes"], _Reader.split),
+    "chunk": lambda reader, out, x, count, dim=0: reader.split(out, x, None, dim),
+    **dict.fromkeys(["split", "split_with_sizes"], _Reader.split),
 }
+
+
+def _factors(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[range, range]]:
+    """Matches the dimensions of two shapes of one tensor: the smallest stretches with equal numbers of elements."""
+    i = j = 0
+    while i < len(ours) or j < len(theirs):
+        first, other = i, j
+        i, j = min(i + 1, len(ours)), min(j + 1, len(theirs))
+        while (left := math.prod(ours[first:i])) != (right := math.prod(theirs[other:j])):
+            if left < right:
+                i += 1
+            else:
+                j += 1
+        yield range(first, i), range(other, j)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,122 @@
+"""Modules that cannot be traced, taken as black boxes: what they read and make is known by its shape alone.
+
+Compiled operators of other libraries (deformable convolutions) and code that branches on values cannot run on shapes.
+The module that holds them is replaced, while tracing, by one operator that nothing is known of. So its channels stay at
+base width, and everything around it can be augmented.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+Boxes = dict[nn.Module, list[Any]]
+"""Modules that cannot be traced, and what each of their calls in one forward pass returns (tensors without values)."""
+
+
+@torch.library.custom_op("mmnetaug::black_box", mutates_args=())
+def black_box(inputs: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Stands for one result of a module that cannot be traced."""
+    return inputs[0].new_zeros(shape)
+
+
+@black_box.register_fake
+def _(inputs: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    return inputs[0].new_empty(shape)
+
+
+def find_black_boxes(model: nn.Module, run: Callable[[], Any]) -> Boxes:
+    """Finds the innermost modules that cannot run on shapes alone.
+
+    Args:
+        model: The network, in evaluation mode.
+        run: Runs its forward pass.
+
+    Returns:
+        Those modules and others of their classes; empty where there are none, or the network itself is one.
+    """
+    boxes: Boxes = {}
+    while (failing := _failing(model, run, boxes)) is not None:
+        alike = [module for module in model.modules() if type(module) is type(failing)]
+        if model in alike or failing in boxes:
+            return {}
+        boxes |= _record(alike, run)
+    return boxes
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Lets tensors have shapes but no values for the time of a ``with`` block; failures are the caller's to report."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            yield
+    finally:
+        log.disabled = silent
+
+
+@contextlib.contextmanager
+def boxed(boxes: Boxes) -> Iterator[None]:
+    """Replaces the forward pass of black boxes for the time of a ``with`` block."""
+
+    def replacement(calls: list[Any]) -> Callable[..., Any]:
+        results = itertools.cycle(calls)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            return pytree.tree_map_only(Tensor, lambda tensor: black_box(inputs, list(tensor.shape)), next(results))
+
+        return forward
+
+    for module, calls in boxes.items():
+        module.forward = replacement(calls)
+    try:
+        yield
+    finally:
+        for module in boxes:
+            del module.forward
+
+
+def _failing(model: nn.Module, run: Callable[[], Any], boxes: Boxes) -> nn.Module | None:
+    """The innermost module whose own code fails on shapes alone, or None."""
+    entered: list[nn.Module] = []
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, inputs: entered.append(module)))
+        hooks.append(module.register_forward_hook(lambda module, inputs, outputs: entered.remove(module)))
+    try:
+        with boxed(boxes), without_values():
+            run()
+    except Exception:
+        return entered[-1] if entered else model
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _record(modules: list[nn.Module], run: Callable[[], Any]) -> Boxes:
+    """What the calls of modules return, from one real forward pass; modules that are not called are left out."""
+    boxes: Boxes = {}
+
+    def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        results = pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), outputs)
+        boxes.setdefault(module, []).append(results)
+
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return boxes
