@@ -16,6 +16,7 @@ from .engine import (
     NetAugOptimWrapper,
     NetAugScheduleHook,
     TinyCheckpointHook,
+    TrainAccuracyHook,
 )
 from .version import __version__
 
@@ -27,6 +28,7 @@ __all__ = [
     "NetAugOptimWrapper",
     "NetAugScheduleHook",
     "TinyCheckpointHook",
+    "TrainAccuracyHook",
     "__version__",
     "datasets",
     "models",

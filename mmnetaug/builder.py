@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from .elastic import TraceError, fill_new_channels, make_elastic, tiny_storage
+from .elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
 from .forward import flatten_tensors, tensor_forward
 from .registry import MODELS
 
@@ -32,6 +33,7 @@ def NetAug(
     expand: Factors = (1.0,),
     roles: Mapping[str, str] | None = None,
     input_size: int | Sequence[int] | None = None,
+    init: str = "matched",
     data_preprocessor: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Builds a model and makes its backbone elastic (Network Augmentation, Cai et al., ICLR 2022).
@@ -46,6 +48,9 @@ def NetAug(
             ``tools/describe.py`` lists the names.
         input_size: Image size (one number or height, width) to trace the model with, where the default (224 for
             classifiers and backbones, 320 for detectors) does not suit it.
+        init: ``"matched"``: the tiny network starts exactly as the plain one would, and the new channels at its scale.
+            ``"authors"``: Kaiming uniform (a=√5) over the largest network, so that the tiny network starts at another
+            scale than without NetAug. Weights named by ``init_cfg`` are taken over either way.
         data_preprocessor: Set by MMEngine's Runner; handed on to the model.
 
     Returns:
@@ -55,6 +60,8 @@ def NetAug(
         ValueError: If a factor or an override is wrong.
         TraceError: If the model's backbone cannot be traced.
     """
+    if init not in ("matched", "authors"):
+        raise ValueError(f"init is 'matched' or 'authors', not {init!r}")
     config = dict(model)
     if data_preprocessor is not None:
         config.setdefault("data_preprocessor", data_preprocessor)
@@ -83,7 +90,7 @@ def NetAug(
     if not any(len(group.widths) > 1 for group in built.elastic.groups):
         print_log(f"NetAug: nothing in {type(built).__name__} is augmented", "current", logging.WARNING)
     if hasattr(built, "init_weights"):
-        built.init_weights = functools.partial(_init_weights, built)
+        built.init_weights = functools.partial(_init_weights, built, init)
     built.register_forward_pre_hook(_guard)
     return built
 
@@ -96,7 +103,7 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
     return tuple(float(factor) for factor in spelling)
 
 
-def _init_weights(model: nn.Module) -> None:
+def _init_weights(model: nn.Module, init: str) -> None:
     """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale.
 
     Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels.
@@ -104,6 +111,22 @@ def _init_weights(model: nn.Module) -> None:
     with tiny_storage(model):
         type(model).init_weights(model)
     fill_new_channels(model)
+    if init == "authors":
+        _init_as_the_authors(model)
+
+
+def _init_as_the_authors(model: nn.Module) -> None:
+    """Kaiming uniform by the fan of the *largest* network's layers, but for what a checkpoint has filled."""
+    pretrained = set()
+    for module in model.modules():
+        init_cfg = getattr(module, "init_cfg", None) or []
+        for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
+            if init["type"] == "Pretrained":
+                pretrained.update(module.modules())
+    for layer in model.modules():
+        if layer not in pretrained and isinstance(layer, nn.Conv2d):
+            weight = layer.stored("weight") if isinstance(layer, Elastic) else layer.weight
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
 
 def _guard(model: nn.Module, inputs: Any) -> None:

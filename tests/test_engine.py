@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS
@@ -19,6 +19,7 @@ from networks import BACKBONES, batch, build_pair, detector_config, loss_of, pla
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmnetaug import NetAugScheduleHook
@@ -339,6 +340,25 @@ def test_checkpoints_have_tiny_twins_of_the_ema_network(whole_run):
 def test_width_augmentation_ends_where_the_schedule_says(whole_run):
     runner, _ = whole_run
     assert (runner.optim_wrapper.width, runner.optim_wrapper.expand) == (False, True)
+
+
+def test_statistics_can_be_reestimated():
+    """By MMPretrain's PreciseBNHook, which replaces the buffers: those of the tiny network alone."""
+    from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats  # after mmnetaug, in spawned processes too
+
+    elastic, plain = build_pair(detector_config("mobilenet_v3"))
+    elastic.elastic.driven = True
+    plain.load_state_dict(base_state_dict(elastic), strict=True)
+    shapes = {name: buffer.shape for name, buffer in elastic.state_dict().items()}
+    loader = DataLoader(BoxedNoise(), batch_size=2, collate_fn=pseudo_collate)
+    before = base_state_dict(elastic)
+    for model in (elastic, plain):
+        update_bn_stats(model.train(), loader, num_samples=8, logger="silent")
+    after = plain.state_dict()
+    for name, value in base_state_dict(elastic).items():
+        assert torch.equal(value, after[name]), name
+    assert any(not torch.equal(before[name], after[name]) for name in before if "running_var" in name)
+    assert {name: buffer.shape for name, buffer in elastic.state_dict().items()} == shapes
 
 
 def test_with_everything_off_training_is_plain(tmp_path):

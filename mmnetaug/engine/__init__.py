@@ -1,5 +1,6 @@
 """The NetAug training step and the hooks around it."""
 
+from .curves import TrainAccuracyHook
 from .hooks import ChannelsLastHook, ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
 from .optim_wrapper import NetAugAmpOptimWrapper, NetAugOptimWrapper
 
@@ -10,4 +11,5 @@ __all__ = [
     "NetAugOptimWrapper",
     "NetAugScheduleHook",
     "TinyCheckpointHook",
+    "TrainAccuracyHook",
 ]

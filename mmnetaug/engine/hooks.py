@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..elastic import ElasticSpace, base_state_dict, find_spaces, sort_hidden_channels
 from ..registry import HOOKS
+from .lean import make_lean
 from .optim_wrapper import _NetAugStep
 
 
@@ -94,12 +95,14 @@ class ChannelsLastHook(Hook):
     """Trains and evaluates in the channels-last memory format, which is faster for depthwise networks on CPUs.
 
     Convolutions keep the format of what they read, so converting the images is enough. Results change by rounding only.
+    Plain models are also made lean (``mmnetaug.engine.lean``), as NetAug's optimizer wrappers do with elastic ones.
     """
 
     def before_run(self, runner: Runner) -> None:
         """Has the backbone read its images in channels-last."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.backbone.register_forward_pre_hook(_to_channels_last)
+        make_lean(model)
 
 
 @register_backend("mmnetaug_atomic", force=True)

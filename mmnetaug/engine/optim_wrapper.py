@@ -22,6 +22,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..elastic import ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
+from .lean import make_lean
+
+STEP_SETTINGS = ("alpha", "seed", "clip_together", "interval", "share")
 
 
 class _NetAugStep:
@@ -33,6 +36,9 @@ class _NetAugStep:
         clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
             step. By default each pass is clipped by itself: the tiny network's own gradient is clipped exactly as in
             plain training.
+        interval: Iterations from one augmented pass to the next (1 in the paper). More makes training cheaper, and
+            weaker: the iterations between are plain.
+        share: Share of the batch, its first images, that the augmented pass sees (1 in the paper).
 
     Attributes:
         width: Whether width factors are sampled at present (set by ``NetAugScheduleHook``).
@@ -40,13 +46,27 @@ class _NetAugStep:
     """
 
     def __init__(
-        self, *args: Any, alpha: float = 1.0, seed: int = 0, clip_together: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        alpha: float = 1.0,
+        seed: int = 0,
+        clip_together: bool = False,
+        interval: int = 1,
+        share: float = 1.0,
+        **kwargs: Any,
     ) -> None:
-        self._configure(alpha, seed, clip_together)
+        self._configure(alpha, seed, clip_together, interval, share)
         super().__init__(*args, **kwargs)
 
-    def _configure(self, alpha: float = 1.0, seed: int = 0, clip_together: bool = False) -> None:
+    def _configure(
+        self, alpha: float = 1.0, seed: int = 0, clip_together: bool = False, interval: int = 1, share: float = 1.0
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval is a number of iterations, 1 or more, got {interval}")
+        if not 0 < share <= 1:
+            raise ValueError(f"share is a share of the batch, above 0 and at most 1, got {share}")
         self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
+        self.interval, self.share = interval, share
         self.width = self.expand = True
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
@@ -122,17 +142,18 @@ class _NetAugStep:
             )
         for space in self._spaces:
             space.driven = True
+        make_lean(model)
         self._norms = [module for module in model.modules() if isinstance(module, _NormBase)]
         self._model = model
 
     def _augments(self) -> bool:
-        return self.width or self.expand
+        return (self.width or self.expand) and self._inner_count % self.interval == 0
 
     def _clips_apart(self) -> bool:
         return bool(self.clip_grad_kwargs) and not self.clip_together
 
     def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._inputs = (args, kwargs)
+        self._inputs = (args, kwargs) if self.share == 1 else _first_images(args, kwargs, self.share)
 
     def _augmented_pass(self) -> None:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
@@ -200,10 +221,25 @@ class NetAugAmpOptimWrapper(_NetAugStep, AmpOptimWrapper):
         if dtype not in (None, "bfloat16", torch.bfloat16):
             raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
         kwargs.pop("loss_scale", None)
-        self._configure(**{key: kwargs.pop(key) for key in ("alpha", "seed", "clip_together") if key in kwargs})
+        self._configure(**{key: kwargs.pop(key) for key in STEP_SETTINGS if key in kwargs})
         OptimWrapper.__init__(self, *args, **kwargs)
         self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
         self.cast_dtype = torch.bfloat16
+
+
+def _first_images(args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a forward pass cut to the first images of the batch: at least two, which batch norms need.
+
+    Tensors and lists as long as the images' tensor, the first of all, are taken to hold one item an image.
+    """
+    images = next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    count = min(images, max(2, round(share * images)))
+
+    def cut(value: Any) -> Any:
+        per_image = isinstance(value, Tensor | list | tuple) and len(value) == images
+        return value[:count] if per_image else value
+
+    return tuple(map(cut, args)), {key: cut(value) for key, value in kwargs.items()}
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
