@@ -20,6 +20,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mmnetaug", "mmnetaug.*"]),
+    # links to the configs and tools, from where OpenMMLab looks for them
+    package_data={"mmnetaug": [".mim/*.yml", ".mim/*/**"]},
     python_requires=">=3.10",
     install_requires=[],
+    extras_require={"deploy": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"]},  # tools/export.py
 )

@@ -19,6 +19,7 @@ from mmnetaug.checkpoint import load_tensors, tensors_only, trusted_load
 from mmnetaug.cli import UserError, reported_as_user_error
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
+from mmnetaug.models import DistilledClassifier
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -172,6 +173,9 @@ def check_weights(
     stored, tiny = model.state_dict(), base_state_dict(model)
     # Statistics' step counters are absent from checkpoints converted from elsewhere, and nothing depends on them.
     needed = [name for name in stored if not name.endswith("num_batches_tracked")]
+    if not complete:  # modules that were made to be added to a pre-trained network
+        added = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "starts_anew", False))
+        needed = [name for name in needed if not name.startswith(added) or name in given]
     misfits = min(([n for n in needed if _shape(given.get(n)) != _shape(own[n])] for own in (tiny, stored)), key=len)
     of_part = [name for name in needed if name.startswith(part)]
     absent = [name for name in misfits if name.startswith(part) and name not in given]
@@ -239,6 +243,8 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
 def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
     """Check the local files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
 
+    Those of a distilling classifier's teacher too, which must fit completely: it is not trained any more.
+
     Args:
         model: Plain or elastic, not yet initialised.
         trusted: Whether the files may hold any pickle.
@@ -251,13 +257,17 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
         CheckpointError: A file cannot be read.
     """
     lines = []
-    for module in model.modules():
+    teachers = [module.teacher for module in model.modules() if isinstance(module, DistilledClassifier)]
+    for module in [*model.modules(), *teachers]:
+        is_teacher = module in teachers
         for init in _pretrained(module):
             path, prefix = init["checkpoint"], init.get("prefix") or ""
             if is_local(path):
                 part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
                 prefix = f"{prefix.rstrip('.')}." if prefix else ""
-                lines.append(check_weights(module, read_checkpoint(path, trusted), path, part, prefix))
+                weights = read_checkpoint(path, trusted)
+                line = check_weights(module, weights, path, "" if is_teacher else part, prefix, complete=is_teacher)
+                lines.append(f"teacher's {line}" if is_teacher else line)
     return lines
 
 

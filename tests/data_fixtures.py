@@ -1,6 +1,6 @@
 """Tiny data sets in the exact layouts of the real ones, drawn by code, to test and try configs without a download::
 
-python tests/data_fixtures.py {voc,coco,folder,classes} OUT
+python tests/data_fixtures.py {voc,coco,folder,classes,imagenet,imagenet21k,food101,flowers102,cars,cub200,pets} OUT
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmpretrain.datasets.categories import (
+    CUB_CATEGORIES,
+    FOOD101_CATEGORIES,
+    STANFORDCARS_CATEGORIES,
+    OxfordIIITPet_CATEGORIES,
+)
+from numpy.lib.recfunctions import repack_fields
+from scipy.io import savemat
 
 # fmt: off
 VOC_CLASSES = (
@@ -220,17 +228,123 @@ def make_class_folders(root: Path, classes=("cat", "dog"), train=4, val=2, seed=
     return root
 
 
+def write_image(path: Path, seed: int = 0) -> None:
+    """Write a small JPEG of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    path.write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
+
+
+def make_synset_folders(root: Path, splits=("train", "val"), classes=1000) -> Path:
+    """Write ImageNet's layout: ``<split>/<synset>/<name>.JPEG``, one and the same image per class; returns root."""
+    jpeg = root / "image.jpg"
+    write_image(jpeg)
+    for split in splits:
+        for i in range(classes):
+            synset = f"n{1440764 + 37 * i:08d}"
+            folder = root / split / synset
+            folder.mkdir(parents=True)
+            name = f"{synset}_{i}.JPEG" if "train" in split else f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+            (folder / name).hardlink_to(jpeg)
+    return root
+
+
+def make_imagenet21k(root: Path) -> Path:
+    """Write the layout of ImageNet-21K-P as it is distributed; returns root."""
+    return make_synset_folders(root, ("imagenet21k_train", "imagenet21k_val"), 10450)
+
+
+def make_food101(root: Path) -> Path:
+    """Write Food-101's layout, one image per class and split; returns root."""
+    (root / "meta").mkdir(parents=True)
+    for number, split in enumerate(("train", "test")):
+        names = [f"{name}/{1000000 + 2 * i + number}" for i, name in enumerate(FOOD101_CATEGORIES)]
+        for i, name in enumerate(names):
+            write_image(root / f"images/{name}.jpg", i)
+        (root / f"meta/{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "meta/classes.txt").write_text("".join(f"{name}\n" for name in FOOD101_CATEGORIES))
+    return root
+
+
+def make_flowers102(root: Path) -> Path:
+    """Write the layout of Oxford 102 Flowers, one image per class in each of train, val and test; returns root."""
+    numbers = np.arange(1, 3 * 102 + 1)
+    for number in numbers:
+        write_image(root / f"jpg/image_{number:05d}.jpg", number)
+    savemat(root / "imagelabels.mat", dict(labels=((numbers - 1) % 102 + 1).astype(np.uint8)[None]))
+    parts = numbers.astype(np.uint16).reshape(3, 1, -1)
+    savemat(root / "setid.mat", dict(trnid=parts[0], valid=parts[1], tstid=parts[2]))
+    return root
+
+
+def make_cars(root: Path) -> Path:
+    """Write the layout of Stanford Cars with its devkit, one image per class and split; returns root."""
+    (root / "devkit").mkdir(parents=True)
+    corners = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
+    for split, file in (("train", "cars_train_annos"), ("test", "cars_test_annos_withlabels")):
+        rows = np.zeros((1, 196), dtype=[(name, object) for name in [*corners, "class", "fname"]])
+        for i in range(196):
+            write_image(root / f"cars_{split}/{i + 1:05d}.jpg", i)
+            rows[0, i] = (*(np.uint8([[side]]) for side in (2, 2, 30, 20)), np.uint8([[i + 1]]), f"{i + 1:05d}.jpg")
+        savemat(root / f"devkit/{file}.mat", dict(annotations=rows))
+    savemat(root / "devkit/cars_test_annos.mat", dict(annotations=repack_fields(rows[[*corners, "fname"]])))
+    names = np.array([STANFORDCARS_CATEGORIES], dtype=object)
+    savemat(root / "devkit/cars_meta.mat", dict(class_names=names))
+    return root
+
+
+def make_cub200(root: Path) -> Path:
+    """Write the layout of CUB-200-2011, one image per class and split; returns root."""
+    lines: dict[str, list[str]] = {name: [] for name in ("images", "image_class_labels", "train_test_split", "classes")}
+    for label, name in enumerate(CUB_CATEGORIES, 1):
+        folder = f"{label:03d}.{name}"
+        lines["classes"].append(f"{label} {folder}")
+        for is_train in (0, 1):
+            number = 2 * label - 1 + is_train
+            write_image(root / f"images/{folder}/{name}_{number:04d}_{700000 + number}.jpg", number)
+            lines["images"].append(f"{number} {folder}/{name}_{number:04d}_{700000 + number}.jpg")
+            lines["image_class_labels"].append(f"{number} {label}")
+            lines["train_test_split"].append(f"{number} {is_train}")
+    for name, rows in lines.items():
+        (root / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows))
+    return root
+
+
+def make_pets(root: Path) -> Path:
+    """Write the layout of Oxford-IIIT Pets, one image per class and split; returns root."""
+    (root / "annotations").mkdir(parents=True)
+    cats = ("Abyssinian", "Bengal", "Birman")
+    for offset, split in enumerate(("trainval", "test")):
+        rows = []
+        for i, name in enumerate(OxfordIIITPet_CATEGORIES):
+            write_image(root / f"images/{name}_{offset + 1}.jpg", i)
+            rows.append(f"{name}_{offset + 1} {i + 1} {1 if name in cats else 2} {i + 1}")
+        (root / f"annotations/{split}.txt").write_text("".join(f"{row}\n" for row in rows))
+    return root
+
+
+MAKERS = {
+    "folder": lambda out: make_voc_folder(out, dict(train=8, test=4)),
+    "voc": make_voc_devkit,
+    "coco": make_coco,
+    "classes": make_class_folders,
+    "imagenet": make_synset_folders,
+    "imagenet21k": make_imagenet21k,
+    "food101": make_food101,
+    "flowers102": make_flowers102,
+    "cars": make_cars,
+    "cub200": make_cub200,
+    "pets": make_pets,
+}
+
+
 def main() -> None:
     """Write one of the data sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["voc", "coco", "folder", "classes"])
+    parser.add_argument("kind", choices=MAKERS)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    if args.kind == "folder":
-        made = make_voc_folder(args.out, dict(train=8, test=4))
-    else:
-        made = dict(voc=make_voc_devkit, coco=make_coco, classes=make_class_folders)[args.kind](args.out)
-    print(made)
+    print(MAKERS[args.kind](args.out))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plain networks: cost against RECIPE.md's figures, taps, parts that are built, gradients, initialisation, losses."""
+"""Plain networks: cost against the paper's figures, taps, parts that are built, gradients, initialisation, losses."""
 
 import math
 
@@ -37,19 +37,6 @@ def build(registry, scope, config):
         return registry.build(config)
 
 
-def classifier(backbone, channels):
-    return build(
-        MMPRETRAIN_MODELS,
-        "mmpretrain",
-        dict(
-            type="ImageClassifier",
-            backbone=backbone,
-            neck=dict(type="GlobalAveragePooling"),
-            head=dict(type="LinearClsHead", num_classes=1000, in_channels=channels),
-        ),
-    )
-
-
 def detector(backbone, channels, num_classes):
     return build(
         MMDET_MODELS,
@@ -86,24 +73,6 @@ def count_macs(model, size):
     with torch.no_grad(), counter:
         model.eval()(torch.zeros(1, 3, size, size))
     return counter.get_total_flops() / 2
-
-
-@pytest.mark.parametrize(
-    ("backbone", "channels", "size", "macs", "params"),
-    [
-        (tiny("mobilenet_v2_tiny"), 448, 144, 23.50, 0.750),
-        (tiny("mcunet"), 160, 176, 81.79, 0.737),
-        (v3(), 1280, 160, 19.50, 2.110),
-        (tiny("proxyless_mobile", widen_factor=0.35), 1280, 160, 35.72, 1.781),
-        (tiny("proxyless_mobile"), 1280, 160, 164.11, 4.081),
-        (v2(), 1280, 160, 30.87, 1.677),
-        (dict(type="mmnetaug.MobileNetV2"), 1280, 160, 154.08, 3.505),
-    ],
-)
-def test_classifier_costs_what_the_paper_states(backbone, channels, size, macs, params):
-    model = classifier(backbone, channels)
-    assert round(count_macs(model, size) / 1e6, 2) == macs
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == params
 
 
 @pytest.mark.parametrize(
@@ -271,3 +240,31 @@ def test_head_averages_mmdets_losses_over_images(images):
     for name in theirs:
         for mean, total in zip(ours[name], theirs[name], strict=True):
             assert mean.item() == pytest.approx(total.item() / images, rel=1e-6)
+
+
+def test_dropout_head_is_the_stock_head_in_evaluation():
+    torch.manual_seed(0)
+    config = dict(num_classes=5, in_channels=64)
+    head = build(MMPRETRAIN_MODELS, "mmpretrain", dict(type="mmnetaug.DropoutClsHead", dropout=0.75, **config))
+    stock = build(MMPRETRAIN_MODELS, "mmpretrain", dict(type="LinearClsHead", **config))
+    stock.load_state_dict(head.state_dict())
+    feats = (torch.ones(4000, 64),)
+    assert torch.equal(head.eval()(feats), stock(feats))
+    kept = head.train().pre_logits(feats)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert kept.max() == 4
+
+
+def test_drop_block_follows_the_stages_of_stride_16_and_32():
+    drop = dict(type="mmdet.DropBlock", drop_prob=0.5, block_size=3, warmup_iters=0)
+    net = TinyNet("mobilenet_v2_tiny", drop_block=drop)
+    assert list(net.drop_blocks) == ["3", "4", "5", "6"]
+    assert net.state_dict().keys() == TinyNet("mobilenet_v2_tiny").state_dict().keys()
+    dropped = []
+    for block in net.drop_blocks.values():
+        block.register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).float().mean().item()))
+    net.train()(torch.randn(2, 3, 144, 144))
+    assert all(0.2 < share < 0.8 for share in dropped)
+    dropped.clear()
+    net.eval()(torch.randn(2, 3, 144, 144))
+    assert max(dropped) < 0.01

@@ -11,8 +11,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="mmdet.LoadAnnotations", with_bbox=True),
     dict(type="mmdet.Resize", scale=(160, 160), keep_ratio=True),
+    dict(type="mmdet.LoadAnnotations", with_bbox=True),  # behind Resize: boxes are compared at the image's own size
     dict(type="mmdet.PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 

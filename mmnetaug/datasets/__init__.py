@@ -2,12 +2,15 @@
 
 from .check import DataError, DatasetReport, check_data, check_dataset
 from .custom import fill_config, set_data_root
+from .mixup import DetectionMixUp, PackMixedDetInputs
 from .voc import DigitScenes, VOCLayoutDataset
 
 __all__ = [
     "DataError",
     "DatasetReport",
+    "DetectionMixUp",
     "DigitScenes",
+    "PackMixedDetInputs",
     "VOCLayoutDataset",
     "check_data",
     "check_dataset",

@@ -24,6 +24,7 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from .classification import few_images, find_faults
 from .voc import VOCLayoutDataset
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
@@ -199,10 +200,13 @@ def _inspect(dataset: dict, name: str, check_all: bool, later_steps: Sequence = 
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
         report.warnings.append(f"{dataset['type']} is none of MMEngine's data sets and was not checked")
         return report
+    report.problems, report.hint = find_faults(kind.__name__ if kind else "", dataset)
+    if report.problems:
+        return report
     try:
         # Paths joined and class names resolved, but no annotation read yet: that would stop at the first fault.
         lazy = DATASETS.build({**dataset, "lazy_init": True, "pipeline": []})
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         report.problems.append(f"{dataset['type']} cannot be set up: {error}")
         return report
     classes = lazy.metainfo.get("classes") or ()
@@ -222,6 +226,8 @@ def _inspect(dataset: dict, name: str, check_all: bool, later_steps: Sequence = 
     report.images = report.images or len(sizes)
     if not report.images and not report.problems:
         report.problems.append(f"no image in it ({lazy.ann_file or lazy.data_prefix})")
+    if not report.problems and (few := few_images(type(lazy).__name__, dataset, report.images)):
+        report.warnings.append(few)
     _check_images(sizes, report, check_all)
     return report
 
@@ -398,10 +404,12 @@ def _note_boxes(report: DatasetReport, empty: list[str], outside: list[str]) -> 
 
 def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, None]:
     """Load the data set and see whether that works; returns ``image path: None`` where images are files."""
-    report.hint = FOLDERS_LAYOUT if hasattr(dataset, "get_gt_labels") else layouts(dataset.data_root or "<data_root>")
+    if not report.hint:
+        images = hasattr(dataset, "get_gt_labels")
+        report.hint = FOLDERS_LAYOUT if images else layouts(dataset.data_root or "<data_root>")
     try:
         dataset.full_init()
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AssertionError) as error:
         report.problems.append(f"{type(dataset).__name__} cannot be loaded: {error}")
         return {}
     report.classes = tuple(dataset.metainfo.get("classes") or ())

@@ -1,7 +1,22 @@
 """Plain networks and parts of networks: nothing in here knows of NetAug."""
 
+from .distill import DistilledClassifier
+from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
+from .same_padding import SameConv2d, SamePadding
 from .tinyml import ARCHITECTURES, TinyNet
+from .tinytl import TinyTL
 from .yolov3 import DepthwiseYOLOV3Head, DepthwiseYOLOV3Neck
 
-__all__ = ["ARCHITECTURES", "DepthwiseYOLOV3Head", "DepthwiseYOLOV3Neck", "MobileNetV2", "TinyNet"]
+__all__ = [
+    "ARCHITECTURES",
+    "DepthwiseYOLOV3Head",
+    "DepthwiseYOLOV3Neck",
+    "DistilledClassifier",
+    "DropoutClsHead",
+    "MobileNetV2",
+    "SameConv2d",
+    "SamePadding",
+    "TinyNet",
+    "TinyTL",
+]

@@ -16,7 +16,7 @@ class MobileNetV2(StockMobileNetV2):
 
     Args:
         **kwargs: See ``mmpretrain.MobileNetV2``. For C3, C4 and C5, ``out_indices=(2, 4, 5)``: the last layer of each
-            stride before the final widening (RECIPE: 16, 32 and 56 channels at width 0.35).
+            stride before the final widening (16, 32 and 56 channels at width 0.35).
     """
 
     def __init__(self, **kwargs) -> None:

@@ -6,6 +6,8 @@ squeeze-and-excitation, 1x1 projection). MobileNetV2 itself is the stock class o
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -192,6 +194,8 @@ class TinyNet(BaseModule):
         out_indices: Stages to return, 0 being the depthwise-separable block behind the stem. One past the last stage
             are the features for a classifier, whose channels never shrink: (N, C, H, W) as mmpretrain expects them in
             front of ``GlobalAveragePooling``, or (N, C, 1, 1) for MobileNetV3, which pools before them.
+        drop_block: Config of DropBlock (``mmdet.DropBlock``), which then follows every stage of stride 16 and 32; None
+            leaves it out.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights.
 
     Raises:
@@ -203,6 +207,7 @@ class TinyNet(BaseModule):
         arch: str,
         widen_factor: float = 1.0,
         out_indices: Sequence[int] = (-1,),
+        drop_block: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -221,6 +226,9 @@ class TinyNet(BaseModule):
         for stage in table.stages[: self.out_indices[-1] + 1]:
             self.stages.append(_build_stage(stage, channels, widen_factor, with_stem=not self.stages))
             channels = round8(stage.channels * widen_factor)
+        strides = itertools.accumulate((stage.stride for stage in table.stages), operator.mul, initial=2)
+        drops = [drop_block is not None and stride >= 16 for stride in list(strides)[1:]]
+        self.drop_blocks = nn.ModuleDict({str(i): MODELS.build(drop_block) for i, drop in enumerate(drops) if drop})
         if self.out_indices[-1] == len(table.stages):
             self.stages.append(_build_features(table, channels, widen_factor))
 
@@ -230,6 +238,8 @@ class TinyNet(BaseModule):
         outs = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
+            if str(index) in self.drop_blocks:
+                x = self.drop_blocks[str(index)](x)
             if index in self.out_indices:
                 outs.append(x)
         return tuple(outs)

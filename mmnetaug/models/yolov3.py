@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmdet.models import YOLOV3Head, YOLOV3Neck
 from mmdet.utils import InstanceList, OptInstanceList
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmnetaug.registry import MODELS
@@ -50,6 +52,9 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
     mmdet sums the losses over the images of one GPU, so that its learning rate means something else with every batch
     size. Here the sums (``reduction='sum'``) are divided by the number of images, as in GluonCV.
 
+    Ground truth may carry ``weights``, one per box (detection mixup): all losses of the anchors that are to find a box
+    are multiplied by its weight.
+
     Arguments: see ``mmdet.YOLOV3Head``.
     """
 
@@ -88,3 +93,23 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
         """
         losses = super().loss_by_feat(pred_maps, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
         return {name: [level / len(batch_img_metas) for level in levels] for name, levels in losses.items()}
+
+    def _get_targets_single(
+        self, anchors: list[Tensor], responsible_flags: list[Tensor], gt_instances: InstanceData
+    ) -> tuple[Tensor, Tensor]:
+        """mmdet's targets, with each box's weight in the place of its objectness (which is 1 without weights)."""
+        target_map, neg_map = super()._get_targets_single(anchors, responsible_flags, gt_instances)
+        if "weights" in gt_instances:
+            priors = InstanceData(priors=torch.cat(anchors), responsible_flags=torch.cat(responsible_flags))
+            box = self.assigner.assign(priors, gt_instances).gt_inds - 1  # negative: none
+            target_map[box >= 0, 4] = gt_instances.weights[box[box >= 0]].to(target_map)
+        return target_map, neg_map
+
+    def loss_by_feat_single(self, pred_map: Tensor, target_map: Tensor, neg_map: Tensor) -> tuple[Tensor, ...]:
+        """Losses of one level: mmdet weighs them by the objectness target, which is the boxes' weight here."""
+        loss_cls, loss_conf, loss_xy, loss_wh = super().loss_by_feat_single(pred_map, target_map, neg_map)
+        weight = target_map[..., 4]
+        if ((weight > 0) & (weight < 1)).any():  # the weight weighs; what is to be predicted there is 1
+            pred = pred_map.permute(0, 2, 3, 1).reshape(len(pred_map), -1, self.num_attrib)[..., 4]
+            loss_conf = self.loss_conf(pred, (weight > 0).float(), weight=neg_map.float() + weight)
+        return loss_cls, loss_conf, loss_xy, loss_wh

@@ -1,0 +1,21 @@
+"""Stanford Cars, 196 classes."""
+
+_base_ = "../transfer.py"
+
+data_root = "data/Stanford_Cars"
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(type="StanfordCars", data_root=data_root, split="train"),
+)
+val_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="StanfordCars", data_root=data_root, split="test"),
+)
+test_dataloader = val_dataloader

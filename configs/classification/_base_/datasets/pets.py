@@ -1,0 +1,21 @@
+"""Oxford-IIIT Pets, 37 classes."""
+
+_base_ = "../transfer.py"
+
+data_root = "data/Oxford-IIIT_Pets"
+
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(type="OxfordIIITPet", data_root=data_root, split="trainval"),
+)
+val_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="OxfordIIITPet", data_root=data_root, split="test"),
+)
+test_dataloader = val_dataloader

@@ -1,0 +1,9 @@
+"""With knowledge distillation. The teacher is trained by teacher_cifar10.py."""
+
+_base_ = "./mobilenet_v2_tiny_cifar10.py"
+
+model = dict(
+    type="mmnetaug.DistilledClassifier",
+    teacher="configs/classification/cifar10/teacher_cifar10.py",
+    teacher_checkpoint="work_dirs/teacher_cifar10/epoch_3.pth",
+)

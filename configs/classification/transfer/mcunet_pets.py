@@ -1,0 +1,9 @@
+"""MCUNet on Oxford-IIIT Pets; dropout and learning rate are the authors'."""
+
+_base_ = ["../_base_/networks/mcunet.py", "../_base_/datasets/pets.py"]
+
+model = dict(head=dict(type="mmnetaug.DropoutClsHead", num_classes=37, dropout=0.6))
+optim_wrapper = dict(optimizer=dict(lr=0.04))
+train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
+test_dataloader = val_dataloader

@@ -1,0 +1,9 @@
+"""ProxylessNAS-Mobile at width 0.35 on CUB-200-2011; dropout and learning rate are the authors'."""
+
+_base_ = ["../_base_/networks/proxyless_w035.py", "../_base_/datasets/cub200.py"]
+
+model = dict(head=dict(type="mmnetaug.DropoutClsHead", num_classes=200, dropout=0.7))
+optim_wrapper = dict(optimizer=dict(lr=0.16))
+train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))
+val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipeline}}))
+test_dataloader = val_dataloader

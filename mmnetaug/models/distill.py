@@ -1,0 +1,142 @@
+"""Knowledge distillation of classifiers (Hinton et al., 2015; the paper's table 2), with any mmpretrain teacher."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mmnetaug.registry import MODELS
+
+
+@MODELS.register_module()
+class DistilledClassifier(ImageClassifier):
+    """mmpretrain's ``ImageClassifier`` that also learns from a teacher's predictions.
+
+    The loss is that of the head plus ``weight · T² · KL(softmax(teacher / T) ‖ softmax(student / T))``.
+
+    The teacher is no submodule: it is in no state dict, optimizer, EMA or gradient synchronisation, is always in
+    evaluation mode and learns nothing. Checkpoints are those of an ``ImageClassifier``, and load strictly into one.
+    A batch that comes twice, as in the two passes of a NetAug step, is shown to the teacher once.
+
+    Args:
+        teacher: Config of the teacher, or the name of a config file: a path, or ``'mmpretrain::...'``. It reads the
+            student's images at the student's size, normalised by its own mean and standard deviation.
+        teacher_checkpoint: Its weights; or the teacher's config has an ``init_cfg`` of its own.
+        temperature: Of the softmax. The paper names neither this nor the weight; 1 and 1 are what the authors' other
+            training code (Once-for-All) distills with.
+        weight: Of the distillation loss.
+        args: As of ``mmpretrain.ImageClassifier``.
+        kwargs: As of ``mmpretrain.ImageClassifier``.
+
+    Raises:
+        ValueError: The teacher tells apart another number of classes, or there is no such config.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: dict | str,
+        teacher_checkpoint: str | None = None,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.temperature, self.weight = temperature, weight
+        teacher = _build_teacher(teacher, teacher_checkpoint)
+        classes, own = (getattr(getattr(model, "head", None), "num_classes", None) for model in (teacher, self))
+        if classes != own:
+            raise ValueError(
+                f"the teacher tells {classes} classes apart and the student {own}: a teacher must have been trained on "
+                "the student's classes, in the same order"
+            )
+        self._teacher = (teacher,)  # not an attribute that nn.Module would register
+        self._seen: tuple[Callable[[], Tensor | None], Tensor | None] = (lambda: None, None)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The teacher, frozen and in evaluation mode."""
+        return self._teacher[0]
+
+    def init_weights(self) -> None:
+        """Initialise the student, and load the teacher's weights.
+
+        Raises:
+            ValueError: The teacher has no weights to load.
+        """
+        super().init_weights()
+        given = (getattr(self.teacher, "init_cfg", None), getattr(self.teacher.backbone, "init_cfg", None))
+        if not any(isinstance(init, Mapping) and init.get("type") == "Pretrained" for init in given):
+            raise ValueError("the teacher knows nothing: set teacher_checkpoint to its weights")
+        with torch.random.fork_rng(devices=[]):  # which also draws what the checkpoint then replaces
+            self.teacher.init_weights()
+
+    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """Losses of the head and of the distillation.
+
+        Args:
+            inputs: Preprocessed images (N, 3, H, W).
+            data_samples: One per image, with its label.
+
+        Returns:
+            The head's losses and ``loss_kd``.
+        """
+        scores = self.head(self.extract_feat(inputs))
+        losses = self.head._get_loss(scores, data_samples)
+        student = F.log_softmax(scores / self.temperature, 1)
+        teacher = F.log_softmax(self._ask_teacher(inputs) / self.temperature, 1)
+        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        losses["loss_kd"] = self.weight * self.temperature**2 * divergence
+        return losses
+
+    @torch.no_grad()
+    def _ask_teacher(self, inputs: Tensor) -> Tensor:
+        """The teacher's scores (N, classes); those of the last batch are kept while that batch lives."""
+        batch, scores = self._seen
+        if batch() is not inputs:
+            scores = self.teacher(self._as_teacher_reads(inputs))
+            self._seen = (weakref.ref(inputs), scores)
+        return scores
+
+    def _as_teacher_reads(self, inputs: Tensor) -> Tensor:
+        own, theirs = self.data_preprocessor, self.teacher.data_preprocessor
+        if not getattr(theirs, "_enable_normalize", False):  # it has no mean: it reads what the student reads
+            return inputs
+        images = inputs * own.std + own.mean if own._enable_normalize else inputs
+        if own.to_rgb != theirs.to_rgb:
+            images = images.flip(1)
+        return (images - theirs.mean) / theirs.std
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledClassifier:
+        self.teacher._apply(fn)  # to the student's device
+        return super()._apply(fn, recurse)
+
+
+def _build_teacher(config: dict | str, checkpoint: str | None) -> nn.Module:
+    if isinstance(config, str):
+        try:
+            cfg = get_config(config) if "::" in config else Config.fromfile(config)
+        except OSError as error:
+            raise ValueError(f"the teacher's config cannot be read: {error}") from error
+        if not cfg.get("model"):
+            raise ValueError(f"the teacher's config {config} has no model")
+        config = dict(cfg.model)
+        if cfg.get("data_preprocessor"):
+            config.setdefault("data_preprocessor", cfg.data_preprocessor)
+    config = dict(config)
+    if checkpoint is not None:
+        config["init_cfg"] = dict(type="Pretrained", checkpoint=checkpoint)
+    # the student starts as it would without a teacher
+    with DefaultScope.overwrite_default_scope("mmpretrain"), torch.random.fork_rng(devices=[]):
+        return MMPRETRAIN_MODELS.build(config).eval().requires_grad_(False)

@@ -1,0 +1,29 @@
+"""Classifier heads that mmpretrain does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from mmpretrain.models.heads import LinearClsHead
+from torch import Tensor
+
+from mmnetaug.registry import MODELS
+
+
+@MODELS.register_module()
+class DropoutClsHead(LinearClsHead):
+    """mmpretrain's ``LinearClsHead`` with dropout in front of the classifier; its parameters are the same.
+
+    Args:
+        dropout: Share of the features that are dropped in training: 1 minus the paper's keep probability.
+        kwargs: As of ``mmpretrain.LinearClsHead``.
+    """
+
+    def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dropout = dropout
+
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Features (N, C) in front of the classifier."""
+        return F.dropout(super().pre_logits(feats), self.dropout, self.training)

@@ -1,0 +1,201 @@
+"""Knowledge distillation: what the loss is, what the teacher is no part of, and what it does together with NetAug."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.structures import DataSample
+from networks import plain_at
+from torch import nn
+
+from mmnetaug import NetAugOptimWrapper
+from mmnetaug.cli import UserError
+from mmnetaug.elastic import base_state_dict
+from mmnetaug.preflight import build_model, check_pretrained
+
+CLASSES = 5
+
+
+def classifier(base_channels=4, classes=CLASSES, **kwargs):
+    return dict(
+        type="ImageClassifier",
+        backbone=dict(type="ResNet", depth=18, base_channels=base_channels, stem_channels=base_channels),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(type="LinearClsHead", num_classes=classes, in_channels=8 * base_channels),
+        **kwargs,
+    )
+
+
+def build(config):
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        return MODELS.build(copy.deepcopy(config))
+
+
+def distilled(teacher=None, **kwargs):
+    return {**classifier(), "type": "mmnetaug.DistilledClassifier", "teacher": teacher or classifier(8), **kwargs}
+
+
+def batch(images=4):
+    generator = torch.Generator().manual_seed(0)
+    samples = [DataSample().set_gt_label(i % CLASSES) for i in range(images)]
+    return torch.randn(images, 3, 32, 32, generator=generator), samples
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    torch.manual_seed(1)
+    teacher = build(classifier(8))
+    for parameter in teacher.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 1.0), (4.0, 0.5)])
+def test_loss_is_hintons(teacher_file, temperature, weight):
+    torch.manual_seed(0)
+    config = distilled(teacher_checkpoint=str(teacher_file), temperature=temperature, weight=weight)
+    model = build(config)
+    model.init_weights()
+    images, samples = batch()
+    losses = model.train()(images, samples, mode="loss")
+
+    student, teacher = build(classifier()), build(classifier(8))
+    student.load_state_dict(model.state_dict())  # strict: an ordinary classifier
+    teacher.load_state_dict(torch.load(teacher_file)["state_dict"])
+    scores, soft = student.train()(images), (teacher.eval()(images) / temperature).softmax(1)
+    log_probs = (scores / temperature).log_softmax(1)
+    divergence = (soft * (soft.log() - log_probs)).sum(1).mean()
+    labels = torch.cat([sample.gt_label for sample in samples])
+    torch.testing.assert_close(losses["loss"], F.cross_entropy(scores, labels))
+    torch.testing.assert_close(losses["loss_kd"], weight * temperature**2 * divergence)
+
+
+def test_the_teacher_is_no_part_of_the_student(teacher_file):
+    model = build(distilled(teacher_checkpoint=str(teacher_file)))
+    model.init_weights()
+    assert model.state_dict().keys() == build(classifier()).state_dict().keys()
+    assert len(list(model.parameters())) == len(list(build(classifier()).parameters()))
+    model._ask_teacher(batch()[0])
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # as EMAHook does
+    model.train()
+    assert not any(module.training for module in model.teacher.modules())
+    before = copy.deepcopy(model.teacher.state_dict())
+    model.parse_losses(model(*batch(), mode="loss"))[0].backward()
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.teacher.state_dict().items())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_student_starts_as_without_a_teacher(teacher_file):
+    states = []
+    for config in (classifier(), distilled(teacher_checkpoint=str(teacher_file))):
+        torch.manual_seed(5)
+        model = build(config)
+        model.init_weights()
+        states.append((model.state_dict(), torch.rand(1)))
+    assert all(torch.equal(value, states[1][0][name]) for name, value in states[0][0].items())
+    assert torch.equal(states[0][1], states[1][1])
+
+
+def test_the_teacher_moves_with_the_student():
+    model = build(distilled()).to(torch.float64)
+    assert next(model.teacher.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("to_rgb", [False, True])
+def test_the_teacher_reads_images_normalised_its_own_way(to_rgb):
+    own = dict(mean=[127.0, 120.0, 110.0], std=[64.0, 60.0, 50.0], to_rgb=True)
+    theirs = dict(mean=[100.0, 101.0, 102.0], std=[70.0, 71.0, 72.0], to_rgb=to_rgb)
+    model = build(distilled(classifier(8, data_preprocessor=theirs), data_preprocessor=own))
+    raw = dict(inputs=torch.randint(0, 256, (2, 3, 32, 32)).float(), data_samples=None)
+    given = model.data_preprocessor(raw)["inputs"]
+    torch.testing.assert_close(model._as_teacher_reads(given), model.teacher.data_preprocessor(raw)["inputs"])
+
+
+def test_both_passes_of_netaug_are_distilled_and_the_teacher_is_asked_once(teacher_file):
+    """One step against two independent plain students."""
+    torch.manual_seed(0)
+    config = distilled(teacher_checkpoint=str(teacher_file), temperature=2.0)
+    elastic = build(dict(type="mmnetaug.NetAug", model=config, width=[1, 1.5, 2], expand=[1, 1.5], input_size=32))
+    elastic.init_weights()
+    elastic = elastic.double().train()
+    plain = build(config).double().train()
+    plain.load_state_dict(base_state_dict(elastic))
+    plain.teacher.load_state_dict(elastic.teacher.state_dict())
+    widths = elastic.elastic.sample(seed=3, iteration=0)
+    assert widths != elastic.elastic.base()
+    networks = [plain, plain_at(elastic, plain, widths)]
+    asked = []
+    elastic.teacher.register_forward_hook(lambda *args: asked.append(1))
+
+    images, samples = batch()
+    images = images.double()
+    wrapper = NetAugOptimWrapper(torch.optim.SGD(elastic.parameters(), lr=0.1), seed=3)
+    with wrapper.optim_context(elastic):
+        losses = elastic(images, samples, mode="loss")
+    wrapper.update_params(elastic.parse_losses(losses)[0])
+    assert len(asked) == 1
+
+    gradient = 0
+    for network in networks:
+        network.parse_losses(network(images, samples, mode="loss"))[0].backward()
+        gradient = gradient + network.head.fc.bias.grad
+    before = plain.head.fc.bias.detach()
+    torch.testing.assert_close(elastic.head.fc.bias.detach(), before - 0.1 * gradient, rtol=0, atol=1e-10)
+    build(classifier()).load_state_dict(base_state_dict(elastic))  # strict: into the stock classifier
+
+
+def test_another_batch_is_shown_to_the_teacher_even_in_the_same_memory():
+    model = build(distilled())
+    images, _ = batch()
+    first = model._ask_teacher(images)
+    assert model._ask_teacher(images) is first
+    assert model._ask_teacher(images.clone()) is not first
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (distilled(classifier(8, classes=7)), "teacher tells 7 classes apart and the student 5"),
+        (distilled("absent.py"), "teacher's config cannot be read"),
+    ],
+)
+def test_a_teacher_that_cannot_teach(config, message):
+    with pytest.raises(ValueError, match=message):
+        build(config)
+
+
+def test_the_tools_report_such_a_teacher_as_the_users_error():
+    cfg = Config(dict(default_scope="mmpretrain", model=distilled(classifier(8, classes=7))))
+    with pytest.raises(UserError, match="cannot be built: ValueError: the teacher tells 7 classes apart"):
+        build_model(cfg)
+
+
+def test_a_teacher_without_weights():
+    with pytest.raises(ValueError, match="set teacher_checkpoint"):
+        build(distilled(classifier(8, init_cfg=None))).init_weights()
+
+
+def test_a_teacher_with_the_weights_of_another_network(teacher_file, tmp_path):
+    model = build(distilled(classifier(16), teacher_checkpoint=str(teacher_file)))
+    with pytest.raises(UserError, match="checkpoint of another network"):
+        check_pretrained(model, trusted=False)
+    model = build(distilled(teacher_checkpoint=str(teacher_file)))
+    assert check_pretrained(model, trusted=False) == [f"teacher's weights: from {teacher_file}"]
+    weights = torch.load(teacher_file)["state_dict"]
+    torch.save({name: value for name, value in weights.items() if "fc" not in name}, tmp_path / "headless.pth")
+    model = build(distilled(teacher_checkpoint=str(tmp_path / "headless.pth")))
+    with pytest.raises(UserError, match="2 are absent"):
+        check_pretrained(model, trusted=False)
+
+
+def test_a_teacher_named_by_its_config(tmp_path):
+    (tmp_path / "teacher.py").write_text(f"model = {classifier(8)}\ndata_preprocessor = dict(mean=[1.0], std=[2.0])\n")
+    model = build(distilled(str(tmp_path / "teacher.py")))
+    assert model.teacher.data_preprocessor.std.item() == 2.0
