@@ -43,7 +43,8 @@ demo: setup
 
 test: lint
 	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
-	$(RUN) -m pytest
+	@# several processes of one thread each are faster than one of several, and do not disturb each other
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n auto --dist loadfile")
 
 lint: setup
 	@if $(PYTHON) -m ruff --version >/dev/null 2>&1; then \

@@ -11,8 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 from networks import BACKBONES, EXPAND, IMAGE, WIDTH, detector_config
 from torch import Tensor, nn
 
-from mmnetaug.analysis.cost import count_cost, eval_mode, find_input_shape
-from mmnetaug.elastic import find_spaces
+from mmnetaug.analysis.cost import count_cost, find_input_shape
+from mmnetaug.elastic import evaluating, find_spaces
 from mmnetaug.forward import flatten_tensors, tensor_forward, untraced_readers
 
 SHAPE = (1, 3, IMAGE, IMAGE)
@@ -98,7 +98,7 @@ def macs_by_hooks(model: nn.Module, x: Tensor) -> int:
 
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    with eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         tensor_forward(model, x)
     for handle in handles:
         handle.remove()

@@ -1,4 +1,5 @@
-"""Print what a config trains, without training it: the network, its cost, what NetAug widens, and the data."""
+"""Print what a config trains, without training it: the network, its cost, what NetAug widens, what it needs
+on a microcontroller, and the data."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import sys
 from typing import Any
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.analysis.memory import kilobytes, measure_footprint, parse_bytes
+from mmnetaug.cli import UserError, config_parser, fill_data, load_config, run_tool
 from mmnetaug.datasets import DataError, check_data
 from mmnetaug.preflight import build_model, inspect_network
 
@@ -15,8 +17,21 @@ from mmnetaug.preflight import build_model, inspect_network
 def main(argv: list[str] | None = None) -> int:
     parser = config_parser(__doc__)
     parser.add_argument("--input-shape", nargs=2, type=int, metavar=("H", "W"), help="in place of the config's")
+    parser.add_argument("--layers", action="store_true", help="print the table of layers")
+    parser.add_argument(
+        "--sram", type=size_in_bytes, metavar="320KB", help="say whether the int8 network fits into that"
+    )
+    parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="say whether the int8 weights fit into that")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
     return run_tool(describe, parser.parse_args(argv))
+
+
+def size_in_bytes(text: str) -> int:
+    """``parse_bytes`` for argparse."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,8 +43,21 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         reports = check_data(cfg)
     except DataError as error:  # a config can be described before its data are there
         problem = str(error)
-    network = inspect_network(cfg, build_model(cfg), args.input_shape)
+    model = build_model(cfg)
+    network = inspect_network(cfg, model, args.input_shape)
     print(network)
+    footprint = measure_footprint(model, network.cost.input_shape) if network.cost else None
+    misfits = footprint.misfits(args.sram, args.flash) if footprint else []
+    if footprint:
+        print(footprint)
+    if footprint and args.layers:
+        print(footprint.table())
+    if args.sram is not None or args.flash is not None:
+        if not footprint:
+            raise UserError(f"whether this network fits cannot be told: {network.cost_problem}")
+        budget = [f"{kilobytes(size)} of {what}" for size, what in ((args.sram, "SRAM"), (args.flash, "flash")) if size]
+        verdict = "does not fit" if misfits else "fits"
+        print("\n  ".join([f"budget: the network {verdict} into {' and '.join(budget)}", *misfits]))
     for report in reports:
         print(f"data: {report}")
     if problem:
@@ -37,6 +65,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "config": args.config,
         **network.figures(),
+        "footprint": footprint and footprint.figures(),
+        "misfits": misfits,
         "data": {report.name: {"images": report.images, "classes": list(report.classes)} for report in reports},
         "data_problem": problem,
     }

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on a config's test data."""
+"""Measure a checkpoint, or an exported .onnx or .tflite file, on a config's test data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.analysis.cost import find_input_shape
 from mmnetaug.checkpoint import trusted_load
 from mmnetaug.cli import (
     UserError,
@@ -26,6 +27,9 @@ from mmnetaug.cli import (
     unwrapped_model,
 )
 from mmnetaug.datasets import check_data
+from mmnetaug.deploy.onnx import OnnxNetwork
+from mmnetaug.deploy.tflite import TFLiteNetwork
+from mmnetaug.evaluation import fix_input, replace_network, without_netaug
 from mmnetaug.preflight import check_weights, read_checkpoint, type_name
 
 # what each visualisation hook calls its switch and its folder
@@ -39,11 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = config_parser(__doc__)
     parser.add_argument(
-        "checkpoint", help="tiny checkpoint (*_tiny.pth), or a full one of the same config, NetAug included"
+        "checkpoint",
+        help="tiny checkpoint (*_tiny.pth), a full one of the same config, or a file of tools/export.py",
     )
     add_runner_arguments(parser)
     parser.add_argument("--out", metavar="PATH.pkl", help="save all predictions there")
     parser.add_argument("--show-dir", metavar="PATH", help="save all test images there, with the predictions drawn")
+    parser.add_argument("--tflite-python", metavar="PATH", help="interpreter of LiteRT's environment, for .tflite")
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there; - is standard output, alone")
     return run_tool(test, parser.parse_args(argv))
 
@@ -54,7 +60,10 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
     fill_data(cfg, args)
     if not cfg.get("test_dataloader"):
         raise UserError(f"{args.config} has no test_dataloader")
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    exported = args.checkpoint.endswith((".onnx", ".tflite"))
+    if exported:
+        cfg.model = without_netaug(cfg.model)
+    cfg.load_from, cfg.resume = None if exported else args.checkpoint, False
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     reports = check_data(cfg, ("test",)) if is_main_process() else []
@@ -67,13 +76,30 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             path = stack.enter_context(replaced_when_done(args.out)) if is_main_process() else args.out
             dump_predictions(cfg, str(path))
         runner = build_runner(cfg)
-        trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
-        weights = read_checkpoint(args.checkpoint, trusted)
-        line = check_weights(unwrapped_model(runner), weights, args.checkpoint, complete=True)
+        model = unwrapped_model(runner)
+        if exported:
+            shape = find_input_shape(cfg, model)
+            network = stack.enter_context(open_exported(args, shape))
+            fix_input(model, shape[2:])
+            replace_network(model, network, shape[2:])
+            line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
+        else:
+            trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
+            weights = read_checkpoint(args.checkpoint, trusted)
+            line = check_weights(model, weights, args.checkpoint, complete=True)
+            runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
         runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
-        runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
         metrics = runner.test()
     return {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
+
+
+def open_exported(args: argparse.Namespace, shape: tuple[int, ...]) -> contextlib.AbstractContextManager:
+    """What runs an exported file."""
+    if args.checkpoint.endswith(".onnx"):
+        return contextlib.nullcontext(OnnxNetwork(args.checkpoint, shape))
+    if not args.tflite_python:
+        raise UserError("a .tflite file is tested with --tflite-python, see docs/deploy.md")
+    return TFLiteNetwork(args.tflite_python, args.checkpoint)
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -1,23 +1,20 @@
 """What a network costs: multiply-accumulates and parameters, counted exactly for one image.
 
 The counting convention is the paper's: convolutions, linear layers and matrix products count, biases, norms and
-activations do not. Nothing is computed: the network runs on fake tensors, which have a shape and no data.
+activations do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmnetaug.elastic import base_state_dict, find_spaces
-from mmnetaug.forward import tensor_forward, untraced_readers
+from mmnetaug.forward import untraced_readers
+
+from .operators import record
 
 
 @dataclass(frozen=True)
@@ -51,27 +48,9 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost
         ValueError: The model cannot run at that input size, or uses an operator that has no formula (the compiled
             operators of mmcv, such as deformable convolution), so that a count would be wrong.
     """
-    if len(input_shape) != 4 or input_shape[0] != 1 or min(input_shape) < 1:
-        raise ValueError(f"input shape must be (1, C, H, W) with positive sizes, got {tuple(input_shape)}")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    counter = FlopCounterMode(display=False)
-    with ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        for space in find_spaces(model):
-            stack.enter_context(space.at(space.base()))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(counter)
-        try:
-            tensor_forward(model, torch.empty(input_shape, device=device))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else ""
-            raise ValueError(
-                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted without data, "
-                f"which compiled operators of mmcv ask for: {type(error).__name__}: {reason}"
-            ) from error
+    recording = record(model, input_shape)
     return Cost(
-        macs=counter.get_total_flops() // 2,
+        macs=sum(operator.macs for operator in recording.operators),
         params=count_params(model),
         input_shape=tuple(input_shape),
         not_counted=tuple(untraced_readers(model)),
@@ -84,21 +63,6 @@ def count_params(model: nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
     tiny = base_state_dict(model)
     return sum(tiny[name].numel() for name, _ in model.named_parameters())
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode and afterwards back in the mode it was in.
-
-    ``model.train()`` would not do: OpenMMLab backbones keep frozen stages and norms in eval mode.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
@@ -126,7 +90,7 @@ def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None
 
 
 # mmcv and mmdet give sizes as (width, height), mmpretrain gives one number for both or the short edge.
-_SIZE_ARGUMENTS = {
+SIZE_ARGUMENTS = {
     "Resize": "scale",
     "FixScaleResize": "scale",
     "ResizeEdge": "scale",
@@ -141,7 +105,7 @@ def _pipeline_size(cfg: Config) -> tuple[int, int]:
     size = None
     for transform in _test_pipeline(cfg):
         kind = transform["type"] if isinstance(transform["type"], str) else transform["type"].__name__
-        value = transform.get(_SIZE_ARGUMENTS.get(kind.split(".")[-1], ""))
+        value = transform.get(SIZE_ARGUMENTS.get(kind.split(".")[-1], ""))
         if value is not None:
             size = (value, value) if isinstance(value, int) else tuple(value)
     if size is None:

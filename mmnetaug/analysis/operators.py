@@ -1,0 +1,187 @@
+"""The operators that a network runs, in order, with what each reads, writes and multiplies: all figures come from here.
+
+Nothing is computed: the network runs on fake tensors, which have a shape and no data, and torch's own counter
+(``FlopCounterMode``) watches. Every model that runs on images can be recorded, elastic ones as their tiny network.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmnetaug.elastic import evaluating, find_spaces
+from mmnetaug.forward import tensor_forward
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a recorded network.
+
+    Attributes:
+        kind: Its ATen name without overload, such as ``convolution`` or ``hardswish_``.
+        layer: Name of the module that runs it, such as ``backbone.stem.conv``.
+        reads: Numbers of the values that it reads; parameters and constants are none.
+        writes: Numbers of the values that it produces. Working in place counts as producing a new value.
+        shapes: Shapes of those.
+        macs: Multiply-accumulates.
+        padded: Of a convolution, the shape of its input once zeros are put around it, where "SAME" padding, the only
+            kind that TFLite's convolutions know, would put them elsewhere; None otherwise.
+        takes_padding: Whether it is a convolution that reads what an operator before it has padded as "SAME" does, so
+            that a converter makes one of the two.
+    """
+
+    kind: str
+    layer: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    macs: int
+    padded: tuple[int, ...] | None = None
+    takes_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a network runs on one image.
+
+    Attributes:
+        input_shape: ``(1, C, H, W)``; the image is value 0.
+        operators: In the order in which they run.
+        outputs: Numbers of the values that the network puts out.
+    """
+
+    input_shape: tuple[int, ...]
+    operators: tuple[Operator, ...]
+    outputs: tuple[int, ...]
+
+
+def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recording:
+    """Record the operators of a model in eval mode; of an elastic one those of its tiny network.
+
+    Args:
+        model: Detector, classifier or backbone, on any device. Left as it was: modes, widths and buffers.
+        input_shape: ``(1, C, H, W)``.
+
+    Raises:
+        ValueError: The model cannot run at that input size, or uses an operator that has no formula (the compiled
+            operators of mmcv, such as deformable convolution), so that a count would be wrong.
+    """
+    if len(input_shape) != 4 or input_shape[0] != 1 or min(input_shape) < 1:
+        raise ValueError(f"input shape must be (1, C, H, W) with positive sizes, got {tuple(input_shape)}")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for space in find_spaces(model):
+            stack.enter_context(space.at(space.base()))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        image = torch.empty(input_shape, device=device)
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        recorder = stack.enter_context(_Recorder(model, counter, image))
+        stack.callback(recorder.remove_hooks)
+        try:
+            outputs = tensor_forward(model, image)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise ValueError(
+                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted without data, "
+                f"which compiled operators of mmcv ask for: {type(error).__name__}: {reason}"
+            ) from error
+        known = [recorder.values[id(tensor)] for tensor in outputs if id(tensor) in recorder.values]
+        return Recording(tuple(input_shape), tuple(recorder.operators), tuple(known))
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operator on its way to the counter."""
+
+    def __init__(self, model: nn.Module, counter: FlopCounterMode, image: Tensor) -> None:
+        super().__init__()
+        self.operators: list[Operator] = []
+        self.counter = counter
+        self.values = {id(image): 0}  # by the identity of tensors, which are therefore kept
+        self.kept = [image]
+        self.count = 1
+        self.layers = [""]
+        self.paddings: dict[int, tuple[Tensor, list[int]]] = {}  # what was padded, and how, by the result's identity
+        self.hooks = []
+        for name, module in model.named_modules():
+            if name:
+                self.hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.layers.append(name)))
+                self.hooks.append(module.register_forward_hook(lambda *_: self.layers.pop() and None))
+
+    def remove_hooks(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        before = self.counter.get_total_flops()
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        reads = tuple(self.values[id(leaf)] for leaf in given if id(leaf) in self.values)
+        out = func(*args, **(kwargs or {}))
+        if not reads:
+            return out
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.numel()]
+        if not results:
+            return out
+        for leaf in results:
+            self.values[id(leaf)] = self.count
+            self.kept.append(leaf)
+            self.count += 1
+        kind = func._schema.name.split("::")[1]
+        if kind == "constant_pad_nd":
+            self.paddings[id(out)] = (args[0], list(args[1]))
+        self.operators.append(
+            Operator(
+                kind=kind,
+                layer=self.layers[-1],
+                reads=reads,
+                writes=tuple(self.values[id(leaf)] for leaf in results),
+                shapes=tuple(tuple(leaf.shape) for leaf in results),
+                macs=(self.counter.get_total_flops() - before) // 2,
+                padded=_padded(*args[:2], *args[3:6]) if kind == "convolution" else None,
+                takes_padding=kind == "convolution" and self._takes_padding(*args[:2], *args[3:6]),
+            )
+        )
+        return out
+
+    def _takes_padding(
+        self, x: Tensor, weight: Tensor, strides: list[int], padding: list[int], dilation: list[int]
+    ) -> bool:
+        if id(x) not in self.paddings or any(padding):
+            return False
+        source, sides = self.paddings[id(x)]
+        sides = [(sides + [0] * 4)[2:4], (sides + [0] * 4)[:2]]  # the last dimension comes first
+        return len(self.paddings[id(x)][1]) <= 4 and all(
+            side == _same(*sizes)
+            for side, *sizes in zip(sides, source.shape[2:], weight.shape[2:], strides, dilation, strict=True)
+        )
+
+
+def _same(size: int, kernel: int, stride: int, step: int) -> list[int]:
+    """Zeros that "SAME" padding puts before and after ``size`` values."""
+    total = max((ceil(size / stride) - 1) * stride + (kernel - 1) * step + 1 - size, 0)
+    return [total // 2, total - total // 2]
+
+
+def _padded(
+    x: Tensor, weight: Tensor, strides: list[int], padding: list[int], dilation: list[int]
+) -> tuple[int, ...] | None:
+    """Shape of a convolution's input with its padding, if "SAME" padding is another; see ``Operator.padded``."""
+    same, sizes = True, []
+    for size, kernel, stride, pad, step in zip(x.shape[2:], weight.shape[2:], strides, padding, dilation, strict=True):
+        reach = (kernel - 1) * step + 1
+        last = (size + 2 * pad - reach) // stride * stride + reach  # how much of the padded input the windows cover
+        before, after = _same(size, kernel, stride, step)
+        same &= pad == before and last - size - pad <= after
+        same &= ceil(size / stride) == (size + 2 * pad - reach) // stride + 1
+        sizes.append(size + 2 * pad)
+    return None if same or not any(padding) else (*x.shape[:2], *sizes)

@@ -1,0 +1,178 @@
+"""ONNX: export with any batch size, static int8 quantisation, and running the result."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmnetaug.cli import UserError
+from mmnetaug.forward import tensor_forward
+
+INSTALL = 'pip install "mmnetaug[deploy]" (onnx, onnxscript, onnxruntime)'
+
+
+class Raw(nn.Module):
+    """A model as a function from preprocessed images to its raw outputs, as exporters want it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map (N, C, H, W) to the outputs of ``tensor_forward``."""
+        return tensor_forward(self.model, image)
+
+
+def export_onnx(model: nn.Module, input_shape: tuple[int, int, int, int], path: Path) -> None:
+    """Write a model as ONNX: input ``image`` (N, C, H, W), preprocessed; outputs ``output_0``, ... for any N.
+
+    Args:
+        model: Plain model in eval mode.
+        input_shape: ``(1, C, H, W)``.
+        path: The file.
+
+    Raises:
+        UserError: The packages are not installed, or the model uses an operator that ONNX does not have.
+    """
+    with packages(), quiet():
+        import onnx  # noqa: F401  (what the exporter needs)
+        import onnxscript  # noqa: F401
+
+        images = torch.zeros(2, *input_shape[1:])
+        raw = Raw(model)
+        with torch.no_grad():
+            outputs = [f"output_{i}" for i in range(len(raw(images)))]
+        try:
+            program = torch.onnx.export(
+                raw,
+                (images,),
+                dynamo=True,
+                dynamic_shapes=[{0: torch.export.Dim("batch")}],
+                input_names=["image"],
+                output_names=outputs,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+            raise UserError(f"{type(model).__name__} cannot be exported to ONNX: {cause(error)}") from error
+        program.save(str(path))
+
+
+def quantize_onnx(source: Path, images: Iterable[np.ndarray], path: Path) -> None:
+    """Write an int8 version of an ONNX file (QDQ): weights per channel, activations by the range seen in calibration.
+
+    Weights use 7 of the 8 bits: ONNX Runtime's kernels for CPUs without VNNI add two products in 16 bits, which
+    overflow with 8. And the layers that write the outputs stay in float32: one map of a detector holds the logarithms
+    of sizes and the scores of classes, which share no range. docs/deploy.md says what each is worth.
+
+    Args:
+        source: Float ONNX file of :func:`export_onnx`.
+        images: Calibration images, each (1, C, H, W).
+        path: The int8 file.
+    """
+    with packages(), quiet():
+        import onnx
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):
+            def __init__(self) -> None:
+                self.images = iter(images)
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                image = next(self.images, None)
+                return None if image is None else {"image": image}
+
+        prepared = path.with_name(f"{path.name}.prepared")
+        try:
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            graph = onnx.load(str(prepared)).graph
+            outputs = {output.name for output in graph.output}
+            quantize_static(
+                str(prepared),
+                str(path),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[node.name for node in graph.node if outputs & set(node.output)],
+                reduce_range=True,
+            )
+        finally:
+            prepared.unlink(missing_ok=True)
+
+
+class OnnxNetwork:
+    """An ONNX file as a function from a batch to its outputs.
+
+    Args:
+        path: The file.
+        input_shape: ``(1, C, H, W)`` that it must have been exported for; None accepts any.
+
+    Raises:
+        UserError: No such file, no ONNX file, or one for another input.
+    """
+
+    def __init__(self, path: str | Path, input_shape: tuple[int, ...] | None = None) -> None:
+        if not Path(path).is_file():
+            raise UserError(f"no file at {path}")
+        with packages():
+            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise UserError(f"{path} is no ONNX file that can be run: {cause(error)}") from error
+        [given] = self.session.get_inputs()
+        self.name, self.shape = given.name, tuple(given.shape)
+        if input_shape is not None and self.shape[1:] != tuple(input_shape[1:]):
+            raise UserError(
+                f"{path} takes images of {'x'.join(map(str, self.shape[1:]))}, the config's test pipeline gives "
+                f"{'x'.join(map(str, input_shape[1:]))}: export it from this config"
+            )
+
+    def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(None, {self.name: batch})
+
+
+@contextlib.contextmanager
+def packages() -> Iterator[None]:
+    """Report a package that is not installed as a :class:`UserError`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' progress and warnings off the screen."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def cause(error: BaseException) -> str:
+    """The innermost reason of a chained error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -1,0 +1,140 @@
+"""int8 .tflite: the converter and the interpreters run in an environment of their own, see ``tflite_worker.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmnetaug.cli import UserError
+
+from .onnx import Raw, cause, quiet
+
+WORKER = Path(__file__).with_name("tflite_worker.py")
+
+
+class LeakyMaximum(nn.Module):
+    """LeakyReLU as max(x, slope * x): TFLite's quantiser would leave LeakyReLU itself in float32."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, x * self.slope)
+
+
+def convert_tflite(
+    python: str,
+    model: nn.Module,
+    input_shape: tuple[int, int, int, int],
+    images: Sequence[np.ndarray],
+    float_path: Path,
+    int8_path: Path,
+) -> None:
+    """Write a model as float32 and as int8 .tflite, both with channels-last inputs and outputs for one image.
+
+    Args:
+        python: Interpreter of the environment with LiteRT's converter.
+        model: Plain model in eval mode.
+        input_shape: ``(1, C, H, W)``.
+        images: To calibrate with, each (1, C, H, W).
+        float_path: The float32 file.
+        int8_path: The int8 file.
+
+    Raises:
+        UserError: The model cannot be exported or converted, or the environment lacks a package.
+    """
+    prepared = copy.deepcopy(model)
+    for module in list(prepared.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.LeakyReLU) and 0 <= child.negative_slope <= 1:
+                setattr(module, name, LeakyMaximum(child.negative_slope))
+    with tempfile.TemporaryDirectory() as folder:
+        program, calibration = Path(folder, "program.pt2"), Path(folder, "images.npz")
+        with quiet():
+            try:
+                exported = torch.export.export(Raw(prepared), (torch.zeros(input_shape),), strict=False)
+            except Exception as error:  # torch.export raises whatever the model's code does
+                raise UserError(f"{type(model).__name__} cannot be exported: {cause(error)}") from error
+            torch.export.save(exported, program)
+        np.savez(calibration, *images)
+        _run(python, "convert", program, calibration, float_path, int8_path)
+
+
+def arena_size(python: str, path: Path) -> dict[str, int] | None:
+    """Bytes of TensorFlow Lite Micro's arena: ``total``, ``head`` (activations), ``tail``; None if not installed."""
+    return json.loads(_run(python, "arena", path).splitlines()[-1])
+
+
+class TFLiteNetwork(contextlib.AbstractContextManager):
+    """A .tflite file as a function from a batch to its outputs, computed by LiteRT in its own environment.
+
+    Args:
+        python: Interpreter of that environment.
+        path: The file.
+    """
+
+    def __init__(self, python: str, path: str | Path) -> None:
+        if not Path(path).is_file():
+            raise UserError(f"no file at {path}")
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
+        self.process = subprocess.Popen(
+            [python, str(WORKER), "serve", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=_environment(),
+        )
+
+    def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
+        buffer = io.BytesIO()
+        np.save(buffer, batch)
+        try:
+            self.process.stdin.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
+            self.process.stdin.flush()
+            size = int.from_bytes(self.process.stdout.read(8), "little")
+        except BrokenPipeError:
+            size = 0
+        if not size:
+            self.log.seek(0)
+            raise UserError(f"LiteRT could not run the file: {_last_line(self.log.read())}")
+        with np.load(io.BytesIO(self.process.stdout.read(size))) as outputs:
+            return [outputs[name] for name in outputs.files]
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()  # closing its input would not do: forked data loaders hold the pipe too
+        self.process.wait()
+        self.process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.log.close()
+
+
+def _run(python: str, *arguments: object) -> str:
+    if not Path(python).is_file():
+        raise UserError(f"no interpreter at {python}: --tflite-python names that of LiteRT's environment")
+    command = [python, str(WORKER), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, env=_environment(), check=False)
+    if done.returncode:
+        raise UserError(f"LiteRT's converter failed: {_last_line(done.stderr)}")
+    return done.stdout.decode()
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without the path to packages that the other interpreter must not see."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def _last_line(text: bytes) -> str:
+    return next(iter(text.decode(errors="replace").strip().splitlines()[-1:]), "no message")

@@ -1,0 +1,170 @@
+"""Converts to .tflite and runs it: the half of the export that lives in an environment of its own.
+
+LiteRT's converter brings other versions of numpy and protobuf than OpenMMLab can stand, so this file is run as a script
+by the interpreter of that environment (see docs/deploy.md). It imports
+nothing of mmnetaug, and knows its partner only by files and pipes::
+
+    tflite_worker.py convert PROGRAM.pt2 CALIBRATION.npz FLOAT.tflite INT8.tflite
+    tflite_worker.py serve MODEL.tflite    # batches as .npy on standard input, outputs as .npz on standard output
+    tflite_worker.py arena MODEL.tflite    # size of the arena in TensorFlow Lite Micro, as JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+
+import numpy as np
+
+
+def convert(program: str, calibration: str, float_path: str, int8_path: str) -> None:
+    """Convert an exported PyTorch program of one input (1, C, H, W), and quantise it to int8, inputs and outputs too.
+
+    Images and feature maps are channels-last in the result, as TFLite's operators want them.
+
+    Args:
+        program: File of ``torch.export.save``.
+        calibration: Images to calibrate with, each (1, C, H, W) float32.
+        float_path: Where the float32 model goes.
+        int8_path: Where the int8 model goes.
+    """
+    import litert_torch
+    import torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    exported = torch.export.load(program)
+    [image] = exported.example_inputs[0]
+    maps = [i for i, output in enumerate(exported.module()(image)) if output.dim() == 4]
+    module = litert_torch.to_channel_last_io(exported.module(), args=[0], outputs=maps)
+    litert_torch.convert(module, (image.permute(0, 2, 3, 1).contiguous(),)).export(float_path)
+
+    worker = quantizer.Quantizer(float_path, recipe.static_wi8_ai8())
+    [(signature, names)] = _interpreter(float_path).get_signature_list().items()
+    with np.load(calibration) as images:
+        samples = [{names["inputs"][0]: images[name].transpose(0, 2, 3, 1)} for name in images.files]
+    result = worker.calibrate({signature: samples})
+    with open(int8_path, "wb") as file:
+        file.write(for_microcontrollers(bytes(worker.quantize(result).quantized_model)))
+
+
+def for_microcontrollers(model: bytes) -> bytes:
+    """Move weights into the flatbuffer, and leave out names and notes.
+
+    The quantiser appends weights behind the flatbuffer. TensorFlow Lite Micro does not look there: it would take every
+    weight for an activation that is alive throughout, and compute with what happens to be in the arena.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
+    for buffer in content.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(model[buffer.offset : buffer.offset + buffer.size], np.uint8)
+            buffer.offset = buffer.size = 0
+    for graph in content.subgraphs:
+        for index, tensor in enumerate(graph.tensors):
+            tensor.name = str(index).encode()
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(content.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def serve(model: str) -> None:
+    """Run batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W)."""
+    interpreter = _interpreter(model)
+    [details] = interpreter.get_input_details()
+    [(_, names)] = interpreter.get_signature_list().items()
+    runner = interpreter.get_signature_runner()
+    outputs = runner.get_output_details()
+    results, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing else may be printed between the results
+    while (batch := _read(sys.stdin.buffer)) is not None:
+        collected: dict[str, list[np.ndarray]] = {
+            name: [] for name in sorted(names["outputs"], key=lambda name: int(name.rpartition("_")[2]))
+        }
+        for image in batch.transpose(0, 2, 3, 1):
+            given = runner(**{names["inputs"][0]: _quantise(image[None], details)})
+            for name, values in collected.items():
+                values.append(_dequantise(given[name], outputs[name]))
+        stacked = [np.concatenate(values) for values in collected.values()]
+        stacked = [value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for value in stacked]
+        buffer = io.BytesIO()
+        np.savez(buffer, *stacked)
+        results.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
+        results.flush()
+
+
+def arena(model: str, most: int = 64 << 20) -> None:
+    """Run the model once in TensorFlow Lite Micro, and print what it used of its arena in bytes and its outputs' error.
+
+    The error is the largest difference between its outputs and LiteRT's for one random image, in steps of int8.
+    """
+    try:
+        from tflite_micro.python.tflite_micro import runtime
+    except ImportError:
+        print("null")
+        return
+    interpreter = runtime.Interpreter.from_file(model, arena_size=most)
+    details = interpreter.get_input_details(0)
+    image = np.random.default_rng(0).integers(-128, 128, details["shape"]).astype(details["dtype"])
+    interpreter.set_input(image, 0)
+    interpreter.invoke()
+    text = _standard_error_of(interpreter.print_allocations)
+    found = {name: int(size) for name, size in re.findall(r"Arena allocation (total|head|tail) (\d+) bytes", text)}
+    reference = _interpreter(model)
+    reference.set_tensor(reference.get_input_details()[0]["index"], image)
+    reference.invoke()
+    pairs = [
+        (interpreter.get_output(i).astype(int), reference.get_tensor(output["index"]).astype(int))
+        for i, output in enumerate(reference.get_output_details())
+    ]
+    print(json.dumps({**found, "largest_difference": max(int(np.abs(a - b).max()) for a, b in pairs)}))
+
+
+def _interpreter(path: str):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _quantise(values: np.ndarray, details: dict) -> np.ndarray:
+    if details["dtype"] == np.float32:
+        return np.ascontiguousarray(values, np.float32)
+    scale, zero = details["quantization"]
+    return np.clip(np.round(values / scale) + zero, -128, 127).astype(details["dtype"])
+
+
+def _dequantise(values: np.ndarray, details: dict) -> np.ndarray:
+    if details["dtype"] == np.float32:
+        return values
+    scale, zero = details["quantization"]
+    return (values.astype(np.float32) - zero) * scale
+
+
+def _read(stream) -> np.ndarray | None:
+    header = stream.read(8)
+    if len(header) < 8:
+        return None
+    return np.load(io.BytesIO(stream.read(int.from_bytes(header, "little"))))
+
+
+def _standard_error_of(call) -> str:
+    """What a call prints to standard error, C++ included."""
+    with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+        kept = os.dup(2)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, 2)
+        os.dup2(file.fileno(), 2)
+        call()
+        file.seek(0)
+        return file.read().decode()
+
+
+if __name__ == "__main__":
+    {"convert": convert, "serve": serve, "arena": arena}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,364 @@
+"""Sweeps, exports and pictures on drawn data: what comes out is what went in, and what cannot be done is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from data_fixtures import make_class_folders, make_voc_folder
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.visualization import Visualizer
+from networks import detector_config
+from test_tools import CLASSES, CLASSIFIER, DETECTOR, NETAUG, REPO, load_tool, run
+from torch import Tensor, nn
+
+from mmnetaug.analysis.memory import peak_memory
+from mmnetaug.analysis.operators import record
+from mmnetaug.cli import UserError
+from mmnetaug.deploy import onnx as deploy_onnx
+from mmnetaug.deploy.tflite import LeakyMaximum
+from mmnetaug.evaluation import headline, load_tiny, set_input_size, without_netaug
+from mmnetaug.models import SameConv2d
+from mmnetaug.preflight import build_model
+
+sweep, export, test, compare = (load_tool(name) for name in ("sweep", "export", "test", "compare"))
+
+
+@pytest.fixture(autouse=True)
+def one_run_per_process(monkeypatch) -> None:
+    """MMEngine's hooks draw with the visualizer that was first made under the last new name, of any run before."""
+    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """Configs of a detector and a classifier with and without NetAug, their data, and weights."""
+    place = tmp_path_factory.mktemp("deploy")
+    make_voc_folder(place / "data", dict(train=4, test=4), CLASSES)
+    make_class_folders(place / "classes")
+    detector = DETECTOR.format(repo=REPO, model=detector_config("resnet18"))
+    (place / "plain.py").write_text(detector)
+    (place / "netaug.py").write_text(NETAUG.format(plain=place / "plain.py"))
+    (place / "classifier.py").write_text(CLASSIFIER.format(data=place / "classes"))
+    for name, config in dict(tiny="plain", large="netaug", classifier="classifier").items():
+        torch.manual_seed(0)
+        model = build_model(Config.fromfile(place / f"{config}.py"))
+        model.init_weights()
+        torch.save({"state_dict": model.state_dict()}, place / f"{name}.pth")
+    return place
+
+
+# --- sweep ------------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
+    pairs = [["--model", name, place / "plain.py", place / "tiny.pth"] for name in ("one", "other")]
+    args = [*pairs[0], *pairs[1], "--data-root", place / "data", "--work-dir", tmp_path / "sweep"]
+    assert run(sweep, *args, "--sizes", 64, 96) == 0
+    out = capsys.readouterr().out
+    figures = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert [(p["network"], p["size"]) for p in figures["points"]] == [
+        ("one", 64), ("one", 96), ("other", 64), ("other", 96)
+    ]  # fmt: skip
+    assert figures["points"][1]["macs"] == pytest.approx(figures["points"][0]["macs"] * 2.25)
+    assert all(p["latency_ms"] > 0 and p["peak_memory"] > 0 for p in figures["points"])
+    # the same weights: nothing is saved, and the second network's points need no measuring
+    assert figures["macs_saved"]["other"]["largest"] == 0
+    assert "saves no MACs" in out and out.count("(kept)") == 2
+    assert len((tmp_path / "sweep/sweep.csv").read_text().splitlines()) == 5
+    assert cv2.imread(str(tmp_path / "sweep/sweep.png")) is not None
+
+    monkeypatch.setattr(sweep, "measure", lambda *args: pytest.fail("measured again"))
+    assert run(sweep, *args, "--sizes", 64, 96) == 0
+
+
+def test_classifiers_and_large_checkpoints_sweep(place, tmp_path):
+    model = ["--model", "large", place / "classifier.py", place / "classifier.pth"]
+    assert run(sweep, *model, "--work-dir", tmp_path, "--sizes", 64, 50) == 0
+    figures = json.loads((tmp_path / "sweep.json").read_text())
+    assert figures["metric"] == "top-1" and [p["size"] for p in figures["points"]] == [50, 64]
+    assert all(0 <= p["accuracy"] <= 1 for p in figures["points"])
+
+
+def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch):
+    # in this process: imports take longer than the training
+    monkeypatch.setattr(sweep, "launch", lambda command: load_tool("train").main(command[2:]))
+    args = ["--model", "net", place / "netaug.py", "--train", "--sizes", 64, "--work-dir", tmp_path]
+    assert run(sweep, *args, "--data-root", place / "data", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert (tmp_path / "net/64/epoch_1_tiny.pth").is_file()
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 1
+
+
+def test_sizes_are_set_everywhere():
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="LoadAnnotations"),
+        dict(type="ResizeEdge", scale=256),
+        dict(type="CenterCrop", crop_size=224),
+        dict(type="PackInputs"),
+    ]
+    resize = [dict(type="mmdet.Resize", scale=(416, 320)), dict(type="PackDetInputs")]
+    augment = dict(type="BatchSyncRandomResize", random_size_range=(320, 608), size_divisor=32)
+    cfg = Config(
+        dict(
+            model=dict(data_preprocessor=dict(pad_size_divisor=32, batch_augments=[augment])),
+            train_dataloader=dict(dataset=dict(type="RepeatDataset", dataset=dict(pipeline=resize))),
+            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
+    set_input_size(cfg, 160, ("test", "train"))
+    kinds = [step.type for step in cfg.test_dataloader.dataset.pipeline]
+    assert kinds == ["LoadImageFromFile", "ResizeEdge", "CenterCrop", "LoadAnnotations", "PackInputs"]
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == round(256 * 160 / 224)
+    assert cfg.test_dataloader.dataset.pipeline[2].crop_size == 160
+    assert cfg.train_dataloader.dataset.dataset.pipeline[0].scale == (160, 160)
+    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (160, 320)
+    with pytest.raises(UserError, match=r"150 is not a multiple of 32.*take 128 or 160"):
+        set_input_size(cfg, 150)
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def exported(place) -> dict:
+    """The large checkpoint of a NetAug config, exported."""
+    args = ["--data-root", place / "data", "--out", place / "out", "--json", place / "figures.json"]
+    Visualizer._instance_dict.clear()
+    assert run(export, place / "netaug.py", place / "large.pth", *args, "--max-drop", 1) == 0
+    return json.loads((place / "figures.json").read_text())
+
+
+def test_exports_compute_what_pytorch_does(place, exported):
+    assert {Path(file).name for file in exported["files"]} == {
+        "large_tiny.pth", "large_tiny.onnx", "large_tiny_int8.onnx"
+    }  # fmt: skip
+    assert {path.name for path in (place / "out").iterdir() if path.is_file()} == {
+        Path(file).name for file in exported["files"]
+    }
+    assert exported["ONNX fp32 output error"] < 1e-3
+    assert exported["ONNX fp32 AP50"] == pytest.approx(exported["PyTorch AP50"], abs=5e-4)
+    assert "ONNX int8 AP50" in exported
+
+
+def test_the_stock_checkpoint_is_the_tiny_network(place, exported):
+    state = torch.load(place / "out/large_tiny.pth", weights_only=True)["state_dict"]
+    plain = Config.fromfile(place / "plain.py")
+    build_model(plain).load_state_dict(state, strict=True)
+    _, expected = load_tiny(Config.fromfile(place / "netaug.py"), str(place / "large.pth"))
+    assert all(state[name].equal(value) for name, value in expected.items())
+
+
+def test_onnx_takes_any_batch(place, exported):
+    model = build_model(Config.fromfile(place / "plain.py")).eval()
+    model.load_state_dict(torch.load(place / "out/large_tiny.pth", weights_only=True)["state_dict"])
+    network = deploy_onnx.OnnxNetwork(place / "out/large_tiny.onnx")
+    for images in (1, 3):
+        x = torch.rand(images, 3, 64, 64)
+        with torch.no_grad():
+            expected = deploy_onnx.Raw(model)(x)
+        for a, b in zip(expected, network(x.numpy()), strict=True):
+            assert np.allclose(a, b, atol=1e-4)
+
+
+def test_int8_is_int8(place, exported):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(place / "out/large_tiny_int8.onnx").graph
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    convolutions = sum(node.op_type == "Conv" for node in graph.node)
+    assert sum(name.endswith("_quantized") and "zero" not in name for name in weights) == convolutions - 3  # outputs
+
+
+def test_the_test_tool_measures_onnx(place, exported, tmp_path, capsys):
+    args = ["--data-root", place / "data", "--work-dir", tmp_path, "--json", "-"]
+    assert run(test, place / "netaug.py", place / "out/large_tiny.onnx", *args) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["metrics"]["pascal_voc/mAP"] == pytest.approx(exported["PyTorch AP50"], abs=5e-4)
+
+
+def test_classifiers_export_at_another_size(place, tmp_path):
+    args = ["--out", tmp_path, "--size", 32, "--to", "onnx", "--json", tmp_path / "figures.json"]
+    assert run(export, place / "classifier.py", place / "classifier.pth", *args) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["input_shape"] == [1, 3, 32, 32]
+    assert figures["ONNX fp32 top-1"] == figures["PyTorch top-1"]
+
+
+def test_an_int8_network_that_lost_too_much_is_not_kept(place, tmp_path, capsys, monkeypatch):
+    for writer in ("export_onnx", "quantize_onnx"):
+        monkeypatch.setattr(export, writer, lambda *args: args[-1].write_bytes(b"a network"))
+    monkeypatch.setattr(export, "OnnxNetwork", lambda *args: None)
+    monkeypatch.setattr(export.Verifier, "_measure", lambda *args: 0.5)
+    monkeypatch.setattr(export.Verifier, "exact", lambda verifier, *args: setattr(verifier, "reference", 0.6))
+    args = ["--out", tmp_path, "--to", "int8", "--data-root", place / "data", "--calibration-images", 1]
+    assert run(export, place / "plain.py", place / "tiny.pth", *args) == 1
+    assert "loses 0.1000 of" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*int8*"))
+
+
+def test_only_known_metrics_are_compared():
+    assert headline({"coco/bbox_mAP_50": 0.25, "coco/bbox_mAP": 0.1}) == ("AP50", 0.25)
+    assert headline({"pascal_voc/AP50": 0.123, "pascal_voc/mAP": 0.1234}) == ("AP50", 0.1234)
+    assert headline({"accuracy/top1": 51.7}) == ("top-1", pytest.approx(0.517))
+    with pytest.raises(UserError, match="none of the metrics lvis/bbox_mAP"):
+        headline({"lvis/bbox_mAP": 0.1})
+
+
+def test_leaky_relu_is_a_maximum():
+    x = torch.randn(100)
+    assert LeakyMaximum(0.1)(x).equal(nn.functional.leaky_relu(x, 0.1))
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+class Exploit:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("tool", ["sweep", "export", "test", "compare"])
+@pytest.mark.parametrize("raw", [True, False], ids=["pickle", "torch.save"])
+def test_a_pickled_exploit_is_refused(place, tmp_path, capsys, tool, raw):
+    path = tmp_path / "exploit.pth"
+    if raw:
+        path.write_bytes(pickle.dumps(Exploit(tmp_path / "owned")))
+    else:
+        torch.save({"state_dict": {}, "extra": Exploit(tmp_path / "owned")}, path)
+    common = ["--data-root", place / "data"]
+    arguments = {
+        "sweep": [sweep, "--model", "x", place / "plain.py", path, "--sizes", 64, "--work-dir", tmp_path / "w"],
+        "export": [export, place / "plain.py", path, "--out", tmp_path / "w"],
+        "test": [test, place / "plain.py", path, "--work-dir", tmp_path / "w"],
+        "compare": [compare, "--model", "x", place / "plain.py", path, "--images", 0, "--out", tmp_path / "x.jpg"],
+    }
+    assert run(*arguments[tool], *common) == 1
+    assert re.search("^error: .*(holds pickled objects|no checkpoint at all)", capsys.readouterr().err, re.M)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{classifier}"], "another network"),
+        (["{tiny}", "--size", "70", "--cfg-options", "model.data_preprocessor.pad_size_divisor=32"], "take 64 or 96"),
+        (["{tiny}", "--calibration-images", "0"], "no images to calibrate int8 with"),
+        (["{tiny}", "--to", "tflite"], "needs --tflite-python"),
+        (["{tiny}", "--to", "tflite", "--tflite-python", "/absent"], "no interpreter at /absent"),
+    ],
+)
+def test_exports_stop_with_one_error(place, tmp_path, capsys, options, message):
+    options = [option.format(classifier=place / "classifier.pth", tiny=place / "tiny.pth") for option in options]
+    assert run(export, place / "plain.py", *options, "--data-root", place / "data", "--out", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"^error: .*({message})", error, re.M), error
+    assert not list(tmp_path.glob("*int8*"))
+
+
+class Unsupported(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"Unsupported cannot be exported to ONNX: .*bessel_j0"):
+        deploy_onnx.export_onnx(Unsupported(), (1, 3, 8, 8), tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "a", "{plain}", "--sizes", "64"], "LABEL CONFIG CHECKPOINT"),
+        (["--model", "a", "{plain}", "{other}", "--sizes", "64"], "another network"),
+        (
+            ["--model", "a", "{plain}", "{tiny}", "--model", "a", "{plain}", "{tiny}", "--sizes", "64"],
+            "its own|of its own",
+        ),
+    ],
+)
+def test_sweeps_stop_with_one_error(place, tmp_path, capsys, options, message):
+    names = dict(plain=place / "plain.py", tiny=place / "tiny.pth", other=place / "classifier.pth")
+    options = [option.format(**names) for option in options]
+    assert run(sweep, *options, "--work-dir", tmp_path, "--data-root", place / "data") == 1
+    assert re.search(f"^error: .*({message})", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(("name", "content"), [("absent.onnx", None), ("broken.onnx", b"\0broken")])
+def test_onnx_files_that_are_none(place, tmp_path, capsys, name, content):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    args = ["--data-root", place / "data", "--work-dir", tmp_path]
+    assert run(test, place / "plain.py", tmp_path / name, *args) == 1
+    assert re.search("^error: .*(no file at|no ONNX file)", capsys.readouterr().err, re.M)
+
+
+def test_an_onnx_file_for_another_size(place, exported, tmp_path, capsys):
+    args = ["--data-root", place / "data", "--work-dir", tmp_path]
+    options = ["--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(96,96)"]
+    assert run(test, place / "plain.py", place / "out/large_tiny.onnx", *args, *options) == 1
+    assert "takes images of 3x64x64" in capsys.readouterr().err
+
+
+# --- pictures and padding ---------------------------------------------------------------------------------------------
+
+
+def test_pictures_side_by_side(place, tmp_path, capsys):
+    model = ["--model", "tiny", place / "plain.py", place / "tiny.pth"]
+    args = [*model, "--data-root", place / "data", "--images", 0, 2, "--out", tmp_path / "x.jpg"]
+    assert run(compare, *args) == 0
+    height, width, _ = cv2.imread(str(tmp_path / "x.jpg")).shape
+    assert width == 2 * (compare.CELL + 4) and height == 2 * (240 + 24 + 4)
+    assert run(compare, *args[:-3], 9, *args[-2:]) == 1
+    assert "--images go from 0 to 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (9, 3, 2), (8, 5, 2), (10, 7, 3), (7, 3, 1)])
+def test_same_padding_is_tensorflows(size, kernel, stride):
+    conv = SameConv2d(2, 4, kernel, stride)
+    x = torch.rand(1, 2, size, size)
+    out = conv(x)
+    assert out.shape[2:] == (-(-size // stride),) * 2
+    total = max((out.shape[2] - 1) * stride + kernel - size, 0)
+    canvas = torch.zeros(1, 2, size + total, size + total)
+    canvas[..., total // 2 : total // 2 + size, total // 2 : total // 2 + size] = x
+    assert torch.allclose(out, nn.functional.conv2d(canvas, conv.weight, conv.bias, stride))
+
+
+def test_same_padding_changes_no_parameter_and_spares_the_padded_copies():
+    backbone = dict(type="mmnetaug.TinyNet", arch="mobilenet_v2_tiny", out_indices=(3,))
+    same = dict(type="mmnetaug.SamePadding", model=backbone)
+    plain, padded = (MODELS.build(Config(dict(model=config)).model) for config in (backbone, same))
+    assert list(plain.state_dict()) == list(padded.state_dict())
+    assert sum(isinstance(module, SameConv2d) for module in padded.modules()) == 4
+    sizes = [peak_memory(record(model, (1, 3, 64, 64))) for model in (plain, padded)]
+    assert sizes[1].bytes < sizes[0].bytes and sizes[0].kind == "pad" and sizes[1].kind != "pad"
+
+
+def test_same_padding_inside_netaug():
+    backbone = dict(type="mmnetaug.TinyNet", arch="mobilenet_v2_tiny", out_indices=(3,))
+    same = dict(type="mmnetaug.SamePadding", model=backbone)
+    elastic = MODELS.build(
+        Config(dict(model=dict(type="mmnetaug.NetAug", model=same, width=[1, 2], expand=[1, 2]))).model
+    )
+    assert any(len(group.widths) > 1 for group in elastic.elastic.groups)
+    assert elastic.eval()(torch.rand(1, 3, 64, 64))[0].shape == (1, 24, 4, 4)
+
+
+def test_netaug_is_taken_off_wherever_it_is():
+    inner = dict(type="ResNet", depth=18)
+    config = dict(type="X", backbone=dict(type="mmnetaug.NetAug", model=inner, width=[1, 2]), heads=[dict(type="Y")])
+    assert without_netaug(config) == dict(type="X", backbone=inner, heads=[dict(type="Y")])

@@ -1,0 +1,125 @@
+"""Memory on a microcontroller: against arithmetic by hand, and against the counts of the whole network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import BACKBONES, IMAGE, detector_config
+from test_cost import MODELS_UNDER_TEST, build
+from torch import Tensor, nn
+
+from mmnetaug.analysis.cost import count_cost
+from mmnetaug.analysis.memory import layer_table, measure_footprint, parse_bytes, peak_memory
+from mmnetaug.analysis.operators import record
+
+SHAPE = (1, 3, IMAGE, IMAGE)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, **more) -> nn.Sequential:
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False, **more)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = conv(4, 16), conv(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(self.wide(x))
+
+
+class Late(nn.Module):
+    """Puts out an early map as well, which must stay until the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(4, 8), conv(8, 2), conv(2, 10)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.first(x)
+        return [first, self.third(self.second(first))]
+
+
+@pytest.mark.parametrize(
+    ("model", "peak"),
+    [
+        (conv(4, 8), 64 * (4 + 8)),  # norm and ReLU6 need nothing of their own
+        (nn.Sequential(conv(4, 8), nn.Hardswish(inplace=True)), 64 * (8 + 8)),  # a step of its own, not in place
+        (nn.Sequential(conv(4, 8), nn.LeakyReLU(0.1)), 64 * (8 + 8 + 8)),  # x, slope * x and the larger of the two
+        (Residual(), 64 * (4 + 16 + 4)),  # the input waits for the addition
+        (Late(), 64 * (8 + 2 + 10)),
+        (conv(4, 8, 3), 64 * (4 + 8)),  # stride 1 is padded as "SAME"
+        (conv(4, 8, 3, stride=2), 4 * 64 + 4 * 100),  # stride 2 is not: a padded copy
+        (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 8, 3, 2)), 64 * 4 + 16 * 8),  # "SAME": no copy
+        (nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(4, 8, 3, 2)), 4 * 64 + 4 * 81),
+        (nn.Sequential(nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(128, 900)), 128 + 900),
+    ],
+    ids=[
+        "conv",
+        "hardswish",
+        "leaky relu",
+        "residual",
+        "outputs stay",
+        "same",
+        "stride 2",
+        "padded as same",
+        "padded",
+        "flattened",
+    ],
+)
+def test_peaks_by_hand(model, peak):
+    assert peak_memory(record(model, (1, 4, 8, 8))).bytes == peak
+
+
+def test_an_odd_input_needs_no_padded_copy():
+    assert peak_memory(record(conv(4, 8, 3, stride=2), (1, 4, 9, 9))).bytes == 4 * 81 + 8 * 25
+
+
+def test_the_peak_names_its_layer():
+    peak = peak_memory(record(Residual(), (1, 4, 8, 8)))
+    assert (peak.layer, peak.kind) == ("narrow.0", "convolution")
+    assert peak.alive == (("image", (1, 4, 8, 8)), ("wide.0", (1, 16, 8, 8)), ("narrow.0", (1, 4, 8, 8)))
+
+
+@pytest.mark.parametrize("name", MODELS_UNDER_TEST)
+def test_the_rows_add_up_to_the_network(name):
+    model = build(MODELS_UNDER_TEST[name])
+    cost, layers = count_cost(model, SHAPE), layer_table(model, record(model, SHAPE))
+    assert sum(layer.macs for layer in layers) == cost.macs
+    assert sum(layer.params for layer in layers) == cost.params
+
+
+def test_norms_are_counted_with_their_convolution():
+    [layer] = layer_table(model := conv(4, 8, 3), record(model, (1, 4, 8, 8)))
+    assert (layer.name, layer.params, layer.macs) == ("0", 4 * 8 * 9 + 16, 64 * 4 * 8 * 9)
+    assert layer.flash == 4 * 8 * 9 + 8 * (4 + 12 + 12)
+
+
+def test_an_elastic_model_needs_what_its_tiny_network_does():
+    name = next(iter(BACKBONES))
+    config = detector_config(name)
+    elastic = build(dict(type="mmnetaug.NetAug", model=config, width=[1, 2], expand=[1, 2]))
+    with torch.random.fork_rng():
+        plain = build(config)
+    assert measure_footprint(elastic, SHAPE) == measure_footprint(plain, SHAPE)
+
+
+def test_budget():
+    footprint = measure_footprint(Residual(), (1, 4, 8, 8))
+    assert footprint.misfits() == footprint.misfits(footprint.sram, footprint.flash) == []
+    sram, flash = footprint.misfits(footprint.sram - 1, footprint.flash - 1)
+    assert "SRAM" in sram and "narrow.0" in sram and "flash" in flash and "wide.0" in flash
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("320KB", 327680), ("1MB", 1048576), ("1.5 MiB", 1572864), ("100", 100), ("2kb", 2048)]
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KB", "-1KB", "1 GB", "3 apples"])
+def test_no_sizes(text):
+    with pytest.raises(ValueError, match="320KB"):
+        parse_bytes(text)

@@ -1,0 +1,108 @@
+"""Draw what two or more networks detect in the same images, side by side, the annotated boxes first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, run_tool
+from mmnetaug.evaluation import build_tiny, load_tiny
+
+CELL = 320  # pixels
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("LABEL", "CONFIG", "CHECKPOINT"),
+        help="once per detector; the images are those of the first one's test data",
+    )
+    parser.add_argument("--images", nargs="+", type=int, required=True, help="which of the test images, from 0")
+    parser.add_argument("--out", required=True, metavar="PATH.jpg", help="the picture")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score that is drawn (default: 0.3)")
+    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the configs' data_root")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of all configs"
+    )
+    parser.add_argument("--trust-checkpoint", action="store_true", help="let checkpoints run code when they are loaded")
+    return run_tool(compare, parser.parse_args(argv))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run the detectors and write the picture: one row per image, one column per network."""
+    if not args.out.endswith((".jpg", ".png")):
+        raise UserError(f"--out must end with .jpg or .png, got {args.out}")
+    columns: list[list[np.ndarray]] = []
+    for label, config, checkpoint in args.model:
+        cfg = load_config(argparse.Namespace(config=config, cfg_options=args.cfg_options))
+        fill_data(cfg, args)
+        cfg, state = load_tiny(cfg, checkpoint, args.trust_checkpoint)
+        samples, names = predict(cfg, build_tiny(cfg, state), args.images)
+        if not columns:
+            columns.append([draw(s, s.gt_instances, names, "annotated") for s in samples])
+        columns.append([draw(s, confident(s.pred_instances, args.score), names, label) for s in samples])
+    rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
+    with replaced_when_done(args.out) as temporary:
+        cv2.imwrite(str(temporary), np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    print(f"written: {args.out}")
+
+
+def predict(cfg: Config, model: torch.nn.Module, indices: list[int]) -> tuple[list, tuple[str, ...]]:
+    """Predictions for chosen test images, in coordinates of the original image, and the names of the classes."""
+    init_default_scope(cfg.get("default_scope") or "mmengine")
+    dataset = Runner.build_dataloader(
+        dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
+    ).dataset
+    if absent := [index for index in indices if not 0 <= index < len(dataset)]:
+        raise UserError(f"--images go from 0 to {len(dataset) - 1}, got {absent[0]}")
+    samples = []
+    for index in indices:
+        item = dataset[index]
+        with torch.no_grad():
+            [sample] = model.test_step({"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]})
+        if not hasattr(sample, "pred_instances"):
+            raise UserError(f"{type(model).__name__} is no detector")
+        samples.append(sample)
+    return samples, dataset.metainfo["classes"]
+
+
+def confident(instances, score: float):
+    """The predictions with at least this score."""
+    return instances[instances.scores >= score]
+
+
+def draw(sample, instances, names: tuple[str, ...], label: str) -> np.ndarray:
+    """One cell of the picture, (height, ``CELL``, 3)."""
+    image = cv2.imread(sample.img_path)
+    factor = CELL / image.shape[1]
+    image = cv2.resize(image, (CELL, round(image.shape[0] * factor)), interpolation=cv2.INTER_AREA)
+    boxes = instances.bboxes
+    boxes = (boxes.tensor if hasattr(boxes, "tensor") else boxes).numpy()
+    scores = instances.scores.tolist() if "scores" in instances else [None] * len(boxes)
+    for box, kind, score in zip(boxes, instances.labels.tolist(), scores, strict=True):
+        hue = np.uint8([[[180 * kind // len(names), 255, 230]]])
+        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].tolist()
+        x1, y1, x2, y2 = (round(float(edge) * factor) for edge in box)
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2)
+        text = names[kind] + (f" {score:.2f}" if score is not None else "")
+        cv2.putText(image, text, (x1, max(y1 - 4, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+    banner = np.full((24, CELL, 3), 255, np.uint8)
+    cv2.putText(banner, label, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return cv2.copyMakeBorder(np.concatenate([banner, image]), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255,) * 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

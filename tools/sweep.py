@@ -1,0 +1,245 @@
+"""Measure networks at several input sizes: accuracy, MACs, memory and latency, and the MACs saved at equal accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import find_latest_checkpoint
+from torch import Tensor
+
+import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.analysis.cost import count_cost, find_input_shape
+from mmnetaug.analysis.memory import kilobytes, peak_memory
+from mmnetaug.analysis.operators import record
+from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
+from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, run_tool
+from mmnetaug.datasets import check_data
+from mmnetaug.engine.hooks import tiny_path
+from mmnetaug.evaluation import build_tiny, evaluate, load_tiny, set_input_size
+from mmnetaug.forward import tensor_forward
+
+COLUMNS = ("network", "size", "accuracy", "macs", "params", "peak_memory", "latency_ms")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="X",
+        help="LABEL CONFIG CHECKPOINT, once per network, the reference first; with --train LABEL CONFIG",
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, required=True, help="heights and widths of the input")
+    parser.add_argument("--work-dir", required=True, help="where points, table and plot go; finished points are kept")
+    parser.add_argument("--train", action="store_true", help="train each network at each size instead of once")
+    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the configs' data_root")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of all configs"
+    )
+    parser.add_argument("--title", default="", help="above the plot")
+    parser.add_argument("--trust-checkpoint", action="store_true", help="let checkpoints run code when they are loaded")
+    parser.add_argument("--json", metavar="PATH", help="also write all figures there; - is standard output, alone")
+    return run_tool(sweep, parser.parse_args(argv))
+
+
+def sweep(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all points, then write the table, the plot and what is saved; returns the figures."""
+    wanted = 2 if args.train else 3
+    if any(len(model) != wanted for model in args.model):
+        raise UserError(f"--model takes {'LABEL CONFIG' if args.train else 'LABEL CONFIG CHECKPOINT'}")
+    labels = [model[0] for model in args.model]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"every network needs a label of its own: {', '.join(labels)}")
+    sizes = sorted(set(args.sizes))
+    configs = [read_config(args, model[1]) for model in args.model]
+    for cfg in configs:  # before hours are spent
+        for size in sizes:
+            set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
+        check_data(cfg, ("test",))
+    networks = []
+    if not args.train:
+        networks = [
+            load_tiny(cfg, model[2], args.trust_checkpoint) for cfg, model in zip(configs, args.model, strict=True)
+        ]
+
+    folder = Path(args.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder / "points.json")
+    curves: dict[str, list[Point]] = {label: [] for label in labels}
+    metric, done, spent, total = "", 0, 0.0, len(labels) * len(sizes)
+    for size in sizes:
+        for index, label in enumerate(labels):
+            cfg = copy.deepcopy(configs[index])
+            start = time.time()
+            if args.train:
+                set_input_size(cfg, size, ("train", "val", "test"))
+                cfg, state = train(cfg, folder / label / str(size))
+            else:
+                cfg, state = networks[index]
+                cfg = copy.deepcopy(cfg)
+            set_input_size(cfg, size)
+            key = fingerprint(cfg, state, size)
+            entry = store.get(key)
+            if entry is None:
+                metric, point = measure(cfg, state, size, folder / "log")
+                store.put(key, {"network": label, "metric": metric, **asdict(point)})
+                spent, done = spent + time.time() - start, done + 1
+            else:
+                metric = entry["metric"]
+                point = Point(**{name: entry[name] for name in Point.__dataclass_fields__})
+                total -= 1
+            left = f", {spent / done * (total - done):.0f} s left" if done else ""
+            note = "kept" if entry else f"{total - done} points to go{left}"
+            print(
+                f"{label} at {size}: {metric} {point.accuracy:.4f}, {point.macs / 1e6:.1f} M MACs ({note})", flush=True
+            )
+            curves[label].append(point)
+
+    savings = {label: macs_saved(curves[labels[0]], curves[label]) for label in labels[1:]}
+    print(table(curves, metric))
+    for label, saving in savings.items():
+        text = saving or "cannot be compared: there is no accuracy that both were measured at"
+        print(f"{label} against {labels[0]}: {text}")
+    write_csv(curves, folder / "sweep.csv")
+    figures = {
+        "metric": metric,
+        "latency": f"PyTorch {torch.__version__}, one image, CPU time of one thread, median",
+        "points": [{"network": label, **asdict(point)} for label, points in curves.items() for point in points],
+        "macs_saved": {label: saving and saving.figures() for label, saving in savings.items()},
+    }
+    with replaced_when_done(folder / "sweep.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    with replaced_when_done(folder / "sweep.png") as temporary:
+        plot_tradeoff(curves, metric, temporary, args.title)
+    print(f"written: {folder}/sweep.csv, sweep.json, sweep.png")
+    return figures
+
+
+class Store:
+    """Finished points on disk, by what they were measured from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.points: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, key: str) -> dict | None:
+        return self.points.get(key)
+
+    def put(self, key: str, point: dict) -> None:
+        self.points[key] = point
+        with replaced_when_done(self.path) as temporary:
+            temporary.write_text(json.dumps(self.points, indent=2))
+
+
+def read_config(args: argparse.Namespace, path: str) -> Config:
+    """A config with the data that the arguments point it at."""
+    cfg = load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
+    fill_data(cfg, args)
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{path} has no test_dataloader")
+    return cfg
+
+
+def fingerprint(cfg: Config, state: dict[str, Tensor], size: int) -> str:
+    """What a point depends on: weights, size, and how the config tests."""
+    digest = hashlib.sha256(repr((size, cfg.model, cfg.test_dataloader, cfg.test_evaluator)).encode())
+    for name, tensor in state.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> tuple[str, Point]:
+    """Metric and figures of one network at one size."""
+    model = build_tiny(cfg, state)
+    shape = find_input_shape(cfg, model, (size, size))
+    cost = count_cost(model, shape)
+    peak = peak_memory(record(model, shape)).bytes
+    metric, accuracy = evaluate(cfg, state, str(log_dir), size=(size, size))
+    return metric, Point(size, accuracy, cost.macs, cost.params, peak, latency(model, shape))
+
+
+def latency(model: torch.nn.Module, shape: tuple[int, ...], seconds: float = 2.0) -> float:
+    """Median milliseconds of CPU time for one image on one thread, which other work on the machine hardly changes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        image = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+        times: list[float] = []
+        with torch.inference_mode():
+            for _ in range(3):
+                tensor_forward(model, image)
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times) < 5:
+                start = time.thread_time()
+                tensor_forward(model, image)
+                times.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * statistics.median(times)
+
+
+def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
+    """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    finished, path = work_dir / "finished", work_dir / "sweep_config.py"
+    if not finished.is_file():
+        cfg.dump(str(path))
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), str(path), "--resume"]
+        print(f"training in {work_dir}", flush=True)
+        if launch([*command, "--work-dir", str(work_dir)]):
+            raise UserError(f"training in {work_dir} failed, see its log")
+        finished.touch()
+    checkpoint = Path(find_latest_checkpoint(str(work_dir)))
+    tiny = tiny_path(checkpoint)
+    # what this run wrote itself may be unpickled
+    return load_tiny(cfg, str(tiny if tiny.is_file() else checkpoint), trusted=True)
+
+
+def launch(command: list[str]) -> int:
+    """Run a command in a process of its own; returns its exit code."""
+    return subprocess.run(command, stdout=sys.stderr, check=False).returncode
+
+
+def table(curves: dict[str, list[Point]], metric: str) -> str:
+    """All points as text."""
+    width = max(len("network"), *map(len, curves))
+    lines = [
+        f"{'network':<{width}}  {'size':>5}  {metric:>7}  {'M MACs':>8}  {'M params':>8}  {'int8 peak':>10}  "
+        f"{'CPU ms':>7}"
+    ]
+    for label, points in curves.items():
+        lines += [
+            f"{label:<{width}}  {point.size:>5}  {point.accuracy:>7.4f}  {point.macs / 1e6:>8.2f}  "
+            f"{point.params / 1e6:>8.3f}  {kilobytes(point.peak_memory):>10}  {point.latency_ms:>7.1f}"
+            for point in points
+        ]
+    return "\n".join(lines)
+
+
+def write_csv(curves: dict[str, list[Point]], path: Path) -> None:
+    """All points as a table for spreadsheets."""
+    with replaced_when_done(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for label, points in curves.items():
+            writer.writerows({"network": label, **asdict(point)} for point in points)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
