@@ -243,7 +243,8 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
 def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
     """Check the local files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
 
-    Those of a distilling classifier's teacher too, which must fit completely: it is not trained any more.
+    Those of a distilling classifier's teacher too, wherever they lie, which must fit completely: it is not trained any
+    more.
 
     Args:
         model: Plain or elastic, not yet initialised.
@@ -262,7 +263,7 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
         is_teacher = module in teachers
         for init in _pretrained(module):
             path, prefix = init["checkpoint"], init.get("prefix") or ""
-            if is_local(path):
+            if is_local(path) or is_teacher:
                 part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
                 prefix = f"{prefix.rstrip('.')}." if prefix else ""
                 weights = read_checkpoint(path, trusted)

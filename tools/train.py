@@ -28,7 +28,6 @@ from mmnetaug.cli import (
 )
 from mmnetaug.datasets import check_data
 from mmnetaug.preflight import (
-    asks_for_netaug,
     check_pretrained,
     check_resumable,
     check_training,
@@ -71,8 +70,7 @@ def train(args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_scaled_lr(cfg)
-    if asks_for_netaug(cfg.model):
-        use_tiny_checkpoints(cfg)
+    use_tiny_checkpoints(cfg)
     reports = check_data(cfg) if is_main_process() else []
 
     runner = build_runner(cfg)
@@ -135,7 +133,7 @@ def use_scaled_lr(cfg: Config) -> None:
 
 
 def use_tiny_checkpoints(cfg: Config) -> None:
-    """Have the tiny network written beside every checkpoint, unless the config has a checkpoint hook of its own."""
+    """Have weights alone written beside every checkpoint, unless the config has a hook of its own for checkpoints."""
     hooks = dict(cfg.get("default_hooks") or {})
     hook = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))  # MMEngine's default; None: no checkpoints
     if hook and type_name(hook) == "CheckpointHook":

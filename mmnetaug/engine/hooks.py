@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..elastic import ElasticSpace, base_state_dict, find_spaces, sort_hidden_channels
+from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from ..registry import HOOKS
 from .lean import make_lean
 from .optim_wrapper import _NetAugStep
@@ -138,7 +138,7 @@ class TinyCheckpointHook(CheckpointHook):
 
     ``epoch_10.pth`` (everything needed to resume) gets a twin ``epoch_10_tiny.pth``: the tiny network's weights under
     their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without
-    NetAug, with ``weights_only=True`` and without mmnetaug. Checkpoints of plain models get no twin.
+    NetAug, with ``weights_only=True`` and without mmnetaug. The twin of a plain model's checkpoint holds its weights alone.
 
     Args:
         args: As of ``CheckpointHook``.
@@ -153,8 +153,6 @@ class TinyCheckpointHook(CheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the tiny network out of what is being saved (the EMA copy, where ``EMAHook`` has put that in)."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not find_spaces(model):
-            return
         meta = checkpoint["meta"]
         self._tiny = {
             "state_dict": base_state_dict(model, checkpoint["state_dict"]),

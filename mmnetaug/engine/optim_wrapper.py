@@ -42,7 +42,7 @@ class _NetAugStep:
 
     Attributes:
         width: Whether width factors are sampled at present (set by ``NetAugScheduleHook``).
-        expand: Whether expand factors are. With both off, no augmented pass is run.
+        expand: Whether expand factors are. Where nothing is left to sample, no augmented pass is run.
     """
 
     def __init__(
@@ -147,7 +147,9 @@ class _NetAugStep:
         self._model = model
 
     def _augments(self) -> bool:
-        return (self.width or self.expand) and self._inner_count % self.interval == 0
+        on = {"width": self.width, "expand": self.expand, "squeeze": True}
+        widens = any(on[group.role] and len(set(group.choices())) > 1 for space in self._spaces for group in space.groups)
+        return widens and self._inner_count % self.interval == 0
 
     def _clips_apart(self) -> bool:
         return bool(self.clip_grad_kwargs) and not self.clip_together
