@@ -1,0 +1,171 @@
+"""What the study's runs add to the product: small networks, CIFAR-10 in memory, variants of the step to compare with.
+
+A micro network trains on 32-pixel images faster than a pipeline of one image at a time can hand them over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv import imread
+from mmengine.utils import scandir
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mmnetaug import NetAugOptimWrapper
+from mmnetaug.elastic import Elastic
+from mmnetaug.models.tinyml import ARCHITECTURES, Architecture, Stage  # before mmpretrain: see mmnetaug/environment.py
+from mmnetaug.registry import OPTIM_WRAPPERS
+
+from mmpretrain.datasets import CIFAR10  # isort: skip
+from mmpretrain.datasets.categories import CIFAR10_CATEGORIES  # isort: skip
+from mmpretrain.models import ClsDataPreprocessor  # isort: skip
+from mmpretrain.registry import DATASETS, MODELS  # isort: skip
+from mmpretrain.structures import DataSample  # isort: skip
+
+ARCHITECTURES["micro"] = Architecture(  # MobileNetV2 in small, at stride 8: its first stage does not expand either
+    stem=8,
+    stages=(
+        Stage(8, [3], 2, expand=[1]),
+        Stage(16, [3, 3], 1, expand=[4, 4]),
+        Stage(24, [3, 3], 2, expand=[4, 4]),
+    ),
+    last=0,
+    features=64,
+)
+
+
+@DATASETS.register_module()
+class InMemoryCifar10(Dataset):
+    """CIFAR-10, from class folders of image files where there are such, else by mmpretrain's ``CIFAR10`` (downloads).
+
+    Args:
+        data_root: Holds ``train/<class>/`` and ``test/<class>/``, or the files of the data set's own python version.
+        split: "train" or "test".
+        images_per_class: Keeps the first so many of each class alone.
+    """
+
+    def __init__(self, data_root: str, split: str, images_per_class: int | None = None) -> None:
+        self.metainfo = dict(classes=CIFAR10_CATEGORIES)
+        folder = Path(data_root) / split
+        if folder.is_dir():
+            images, labels = _read_folders(folder)
+        else:
+            stock = CIFAR10(data_root, split)
+            images = np.stack([sample["img"] for sample in stock])
+            labels = np.array([sample["gt_label"] for sample in stock])
+        if images_per_class is not None:
+            kept = np.concatenate([np.flatnonzero(labels == c)[:images_per_class] for c in range(10)])
+            images, labels = images[kept], labels[kept]
+        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(inputs=self.images[index], data_samples=DataSample().set_gt_label(int(self.labels[index])))
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """Class of one image, as samplers ask for it."""
+        return [int(self.labels[index])]
+
+
+def _read_folders(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = [], []
+    for label, name in enumerate(CIFAR10_CATEGORIES):
+        if not (folder / name).is_dir():
+            raise FileNotFoundError(f"{folder} has no folder {name}: CIFAR-10 is laid out as <split>/<class>/<image>")
+        files = sorted(scandir(folder / name, (".jpg", ".jpeg", ".png")))
+        images += [imread(str(folder / name / file), channel_order="rgb") for file in files]
+        labels += [label] * len(files)
+    return np.stack(images), np.array(labels)
+
+
+@MODELS.register_module()
+class CropFlipPreprocessor(ClsDataPreprocessor):
+    """``ClsDataPreprocessor`` that also shifts training images by up to four pixels, and mirrors half of them.
+
+    Args:
+        enlarge: Factor by which images are enlarged afterwards.
+    """
+
+    def __init__(self, *args: Any, enlarge: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.enlarge = enlarge
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Returns normalised images (N, 3, H, W) and their data samples."""
+        data = super().forward(data, training)
+        if training:
+            data["inputs"] = crop_and_flip(data["inputs"])
+        if self.enlarge > 1:
+            data["inputs"] = F.interpolate(data["inputs"], scale_factor=self.enlarge, mode="bilinear")
+        return data
+
+
+def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
+    """Pads images (N, C, H, W) with zeros, crops each at a random place, and mirrors each with probability 1/2."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
+    rows = top + torch.arange(height)
+    columns = torch.arange(width).expand(count, width)
+    columns = left + torch.where(torch.rand(count, 1) < 0.5, columns, width - 1 - columns)
+    numbers = torch.arange(count).view(-1, 1, 1)
+    place = (index.to(images.device) for index in (numbers, rows[:, :, None], columns[:, None, :]))
+    numbers, rows, columns = place
+    return padded[numbers, :, rows, columns].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+@OPTIM_WRAPPERS.register_module()
+class MeasuringOptimWrapper(NetAugOptimWrapper):
+    """Logs, every 50 iterations, the cosine between base and augmented gradients on the tiny network's weights."""
+
+    def _augmented_pass(self) -> None:
+        if self._inner_count % 50:
+            super()._augmented_pass()
+            return
+        base = shared_gradients(self._model)
+        super()._augmented_pass()
+        augmented = shared_gradients(self._model) - base
+        cosine = F.cosine_similarity(base, augmented, dim=0).item()
+        self.message_hub.update_scalar("train/gradient_cosine", cosine)
+
+
+@OPTIM_WRAPPERS.register_module()
+class TwoNetworksOptimWrapper(NetAugOptimWrapper):
+    """Samples two augmented networks in every step; the losses of both count in full."""
+
+    def _augmented_pass(self) -> None:
+        inputs, seed, count = self._inputs, self.seed, self._inner_count
+        super()._augmented_pass()
+        self._inputs, self.seed, self._inner_count = inputs, seed + 1_000_003, count  # still the same iteration
+        super()._augmented_pass()
+        self.seed = seed
+
+
+@OPTIM_WRAPPERS.register_module()
+class SharedStatisticsOptimWrapper(NetAugOptimWrapper):
+    """Both passes update the running statistics, as in the authors' code; they are to be re-estimated."""
+
+    def _attach(self, model: nn.Module) -> None:
+        super()._attach(model)
+        self._norms = []
+
+
+def shared_gradients(model: nn.Module) -> Tensor:
+    """Gradients of the tiny network's weights, as one vector; weights that have none yet are left out."""
+    gradients = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            gradient = parameter.grad
+            if gradient is not None and isinstance(module, Elastic) and name in module.elastic_axes:
+                gradient = gradient[module.base_block(name)]
+            if gradient is not None:
+                gradients.append(gradient.flatten())
+    return torch.cat(gradients)

@@ -1,0 +1,9 @@
+"""The micro MobileNetV2, distilled from the study's teacher."""
+
+_base_ = "./micro.py"
+
+model = dict(
+    type="mmnetaug.DistilledClassifier",
+    teacher="configs/study/teacher.py",
+    teacher_checkpoint="work_dirs/study/teacher/0/epoch_20_tiny.pth",
+)
