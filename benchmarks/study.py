@@ -150,7 +150,7 @@ def commands(experiment: Experiment, seed: int, data: str) -> dict[str, list[str
     return {step: [*map(str, command[:2]), *root, *map(str, command[2:])] for step, command in found.items()}
 
 
-def run(experiment: Experiment, seed: int, data: str, threads: int) -> dict[str, Any]:
+def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:
     """Trains and measures; returns what was kept. A run that was interrupted goes on from its last checkpoint.
 
     Raises:
@@ -158,7 +158,7 @@ def run(experiment: Experiment, seed: int, data: str, threads: int) -> dict[str,
     """
     work_dir = folder(experiment.name, seed)
     work_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     minutes = work_dir / "minutes.json"  # of training so far, over all of its interruptions
     for step, command in commands(experiment, seed, data).items():
         begin = time.time()
@@ -222,7 +222,7 @@ def run_all(args: argparse.Namespace) -> None:
     needed = {BY_NAME[name] for e, _ in todo for name in e.needs if not checkpoint(BY_NAME[name], 0).exists()}
     todo = [(e, 0) for e in EXPERIMENTS if e in needed] + [run for run in todo if run[1] or run[0] not in needed]
     begin, total = time.time(), sum(e.cost for e, _ in todo)
-    threads, spent, failed = max(1, (os.cpu_count() or 1) // args.jobs), 0.0, []
+    spent, failed = 0.0, []
     ready = {e.name: threading.Event() for e in needed}
 
     def start(experiment: Experiment, seed: int) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def run_all(args: argparse.Namespace) -> None:
             if name in ready:
                 ready[name].wait()
         try:
-            return run(experiment, seed, data[TASKS[experiment.task].data], threads)
+            return run(experiment, seed, data[TASKS[experiment.task].data])
         finally:
             if experiment in needed:
                 ready[experiment.name].set()
@@ -420,7 +420,7 @@ def main() -> None:
     runs = commands.add_parser("run", help="train and measure what is not finished")
     runs.add_argument("--cifar", default="data/cifar10", help="CIFAR-10: class folders, or where to download it to")
     runs.add_argument("--cards", default="data/cards", help="playing cards in VOC layout")
-    runs.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    runs.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     runs.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="experiments by name")
     runs.set_defaults(do=run_all)
     commands.add_parser("report", help="write docs/results.md and its plots").set_defaults(do=report)

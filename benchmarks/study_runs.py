@@ -30,8 +30,8 @@ TASKS = {
         "cifar",
         "top-1",
         "accuracy/top1",
-        "CIFAR-10 at 32 pixels. *Micro* is a MobileNetV2 of 16 thousand parameters, limited by its capacity: the paper's "
-        "claim is about such networks. NetAug has the authors' factors (width 1, 1.8, 2.6; expand 1, 1.6, 2.2, 2.8), "
+        "CIFAR-10 at 32 pixels. *Micro* is a MobileNetV2 in small, limited by its capacity: the paper's claim is about "
+        "such networks. NetAug has the authors' factors (width 1, 1.8, 2.6; expand 1, 1.6, 2.2, 2.8), "
         "sorting, and width augmentation off in the second half; the tiny network starts as without NetAug (matched) "
         "unless the authors' initialisation is named. The teacher of the distilled runs is micro three times as wide.",
     ),
@@ -39,7 +39,7 @@ TASKS = {
         "cifar",
         "top-1",
         "accuracy/top1",
-        "ResNet-18 at half width on 5000 images of CIFAR-10. NetAug is expected *not* to help where capacity is no limit.",
+        "ResNet-18 at half width on 5000 images of CIFAR-10. NetAug should *not* help where capacity is no limit.",
     ),
     "ablations: micro, 10 epochs": Task(
         "cifar",
@@ -51,16 +51,16 @@ TASKS = {
         "digits",
         "AP50",
         "pascal_voc/mAP",
-        "YOLOv3 with MobileNetV3 w0.35 on the demo's scenes (1500 to train on, 300 to test; real scans of digits on drawn "
-        "ground), from scratch at 160 pixels. NetAug in the detector's training, factors 1 and 1.5.",
+        "YOLOv3 with MobileNetV3 w0.35 on the demo's scenes (1500 to train on, 300 to test; real scans of digits on "
+        "drawn ground), from scratch at 160 pixels. NetAug in the detector's training, factors 1 and 1.5.",
     ),
     "detection: playing cards": Task(
         "cards",
         "AP50",
         "pascal_voc/mAP",
-        "The same network on photographs of playing cards (EdjeElectronics; 296 to train on, 67 to test, 6 classes) at 192 "
-        "pixels: from scratch, with NetAug in the detector's training (factors 1 and 1.5), and from backbones that were "
-        "pre-trained on 10 000 images of CIFAR-10 (64 pixels, 20 epochs, one run each) plainly and, as in the paper, with NetAug.",
+        "The same network on photographs of playing cards (EdjeElectronics; 296 to train on, 67 to test, 6 classes) at "
+        "192 pixels: from scratch, with NetAug in the detector's training (factors 1 and 1.5), and from backbones that "
+        "were pre-trained on CIFAR-10 plainly and, as in the paper, with NetAug.",
     ),
     "pre-training of the detectors' backbone": Task(
         "cifar",

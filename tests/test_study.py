@@ -19,8 +19,8 @@ from mmnetaug.registry import OPTIM_WRAPPERS
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from benchmarks import study
-from benchmarks.study_runs import EXPERIMENTS, TASKS
+from benchmarks import study  # noqa: E402
+from benchmarks.study_runs import EXPERIMENTS, TASKS  # noqa: E402
 
 NAMES = {experiment.name: experiment for experiment in EXPERIMENTS}
 
