@@ -59,6 +59,8 @@ def write_config(path: Path, epochs: int) -> None:
 
 
 def start(config: Path, work_dir: Path) -> subprocess.Popen:
+    for left in work_dir.glob("*.tmp"):  # of a write that was killed; seen again, it would pass for a new one
+        left.unlink()
     command = [sys.executable, ROOT / "tools/train.py", config, "--work-dir", work_dir, "--resume"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(work_dir / "output.txt", "w") as log:
@@ -79,9 +81,14 @@ def wait_for(moment: str, process: subprocess.Popen, work_dir: Path, generator: 
 
 
 def check_files(work_dir: Path) -> None:
-    """Every file under a final name is complete."""
+    """Every file under a final name is complete, and a tiny twin holds its checkpoint's weights."""
     for path in work_dir.glob("*.pth"):
-        torch.load(path, map_location="cpu", weights_only=path.stem.endswith("_tiny"))
+        tiny = torch.load(path, map_location="cpu", weights_only=path.stem.endswith("_tiny"))
+        large = path.with_name(path.name.replace("_tiny", ""))
+        if large != path and large.exists() and large.stat().st_mtime_ns <= path.stat().st_mtime_ns:
+            weights = torch.load(large, map_location="cpu", weights_only=False)["state_dict"]
+            for name, value in tiny["state_dict"].items():
+                assert torch.equal(weights[name][tuple(map(slice, value.shape))], value), f"{path}: {name}"
 
 
 def final_state(work_dir: Path, epochs: int) -> dict[str, torch.Tensor]:
@@ -135,6 +142,8 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     elif args.json:
         Path(args.json).write_text(json.dumps(result, indent=2))
+    if len(kills) < args.kills:
+        sys.exit(f"the run ended after {len(kills)} kills: it takes more --epochs")
     sys.exit(bool(differing))
 
 

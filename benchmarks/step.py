@@ -235,9 +235,9 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def peak_rates() -> tuple[float, float]:
+def peak_rates(bf16: bool) -> tuple[float, float]:
     """Floating-point operations a second of a large matrix product, bytes a second of a large copy."""
-    a, b = torch.randn(2, 1536, 1536, device=DEVICE)
+    a, b = torch.randn(2, 1536, 1536, device=DEVICE, dtype=torch.bfloat16 if bf16 else torch.float32)
     x, y = torch.randn(2, 2**25, device=DEVICE)
     product = min(timed(lambda: a @ b, True) for _ in range(6))
     copy = min(timed(lambda: y.copy_(x), True) for _ in range(6))
@@ -284,7 +284,7 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
         }
     if "d" in trained:
         result |= overheads(trained["d"], case, rounds, bf16) | memory(trained["d"])
-        flops, bandwidth = peak_rates()
+        flops, bandwidth = peak_rates(bf16)
         with Watch(flops, bandwidth) as watch:
             trained["d"].step(1, phases[0])
         took = min(timed(functools.partial(trained["d"].step, 1, phases[0]), True) for _ in range(2))
@@ -318,12 +318,14 @@ def memory(ours: Ours) -> dict[str, Any]:
     """Peak of tensors alive (MB) in the largest network's step, and in the larger pass alone."""
     space = ours.model.elastic
     largest, sample = space.largest(), space.sample
+    stored = sum(tensor.nbytes for tensor in ours.model.state_dict().values())
 
     def peak(run: Callable[[], None]) -> int:
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            others = torch.cuda.memory_allocated() - stored  # the other ways of training
             run()
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_allocated() - others
         with Watch() as watch:
             run()
         return watch.peak

@@ -52,7 +52,10 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> dic
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
+    except (  # the unpickler takes any bytes for instructions
+        *(pickle.UnpicklingError, RuntimeError, EOFError, struct.error),
+        *(KeyError, IndexError, ValueError, TypeError, AttributeError),
+    ) as error:
         if isinstance(error, pickle.UnpicklingError) and _is_torch_file(path):
             raise CheckpointError(
                 f"{path} holds pickled objects, which can run any command on this machine when they are loaded. "

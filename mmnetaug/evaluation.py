@@ -103,7 +103,10 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
     Raises:
         UserError: The network's input would be padded to another size, or no transform sets a size.
     """
-    preprocessor = {**(cfg.get("data_preprocessor") or {}), **(cfg.model.get("data_preprocessor") or {})}
+    model = cfg.model
+    while "data_preprocessor" not in model and isinstance(model.get("model"), dict):  # NetAug and the like
+        model = model["model"]
+    preprocessor = {**(cfg.get("data_preprocessor") or {}), **(model.get("data_preprocessor") or {})}
     divisor = preprocessor.get("pad_size_divisor", 1)
     if size < 1 or size % divisor:
         raise UserError(
@@ -117,6 +120,8 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
         found = [item for pipeline in _pipelines(loader.dataset) for item in _sized(pipeline)]
         if not found:
             raise UserError(f"no transform of the {split} pipeline sets a size, so it cannot be changed")
+        for pipeline in _pipelines(loader.dataset):
+            _refuse_other_sizes(pipeline)
         last = found[-1][0][found[-1][1]]
         ratio = size / (last if isinstance(last, int) else min(last))
         for transform, key in found:
@@ -147,6 +152,15 @@ def _pipelines(dataset: dict) -> Iterator[list[dict]]:
     for inner in [dataset.get("dataset"), *(dataset.get("datasets") or [])]:
         if inner:
             yield from _pipelines(inner)
+
+
+def _refuse_other_sizes(pipeline: list[dict]) -> None:
+    for transform in reversed(pipeline):
+        kind = type_name(transform)
+        if kind in SIZE_ARGUMENTS and kind != "Pad":  # whatever came before, this is the size
+            return
+        if kind not in SIZE_ARGUMENTS and any(transform.get(key) for key in ("scale", "img_scale", "crop_size")):
+            raise UserError(f"{kind} of the pipeline sets a size too, which cannot be changed: set it in the config")
 
 
 def _sized(pipeline: list[dict]) -> Iterator[tuple[dict, str]]:
@@ -266,17 +280,24 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
         size: ``(H, W)`` of the input.
 
     Raises:
-        UserError: The model has parts that are no function of the image alone.
+        UserError: The model has parts that are no function of the image alone, or ``run`` is another network.
     """
     head = head_of(model)
     with evaluating(model), torch.no_grad():
         mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
-        example = head(model.extract_feat(torch.zeros(1, mean.numel(), *size)))
+        image = torch.zeros(1, mean.numel(), *size, device=next(model.parameters()).device)
+        example = head(model.extract_feat(image))
     leaves, structure = tree_flatten(example)
+    expected = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    given = [output.shape for output in run(image.cpu().numpy())]
+    if given != expected:
+        raise UserError(f"that is another network: it returns arrays of shapes {given}, and the config's {expected}")
 
     def forward(images: Tensor) -> Any:
-        outputs = iter(run(np.ascontiguousarray(images.numpy(), np.float32)))
-        filled = [torch.from_numpy(next(outputs)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        outputs = iter(run(np.ascontiguousarray(images.cpu().numpy(), np.float32)))
+        filled = [
+            torch.from_numpy(next(outputs)).to(images.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        ]
         return tree_unflatten(filled, structure)
 
     model.extract_feat = lambda images, *args, **kwargs: images

@@ -72,6 +72,8 @@ def test_training_checkpoint_is_refused_with_advice(training_checkpoint: Path):
         lambda whole: whole[:30],
         lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         lambda whole: b"<html>not found</html>",
+        lambda whole: b"hello world",
+        lambda whole: b"torch",
     ],
     ids=["empty", "half", "start", "git-lfs pointer", "web page"],
 )

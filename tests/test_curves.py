@@ -4,52 +4,63 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
-import mmpretrain
 import pytest
 from data_fixtures import make_class_folders
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.visualization import Visualizer
+from test_tools import load_tool, run
 
 from mmnetaug.cli import build_runner
 
 REPO = Path(__file__).parents[1]
-PLOT = Path(mmpretrain.__file__).parent / ".mim/tools/analysis_tools/analyze_logs.py"
+plot_curves = load_tool("plot_curves")
 
 
 @pytest.fixture
-def logs(tmp_path, monkeypatch) -> list[dict]:
-    """What a run logs whose validation images are its training images."""
-    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
+def work_dir(tmp_path) -> Path:
+    """Of a run whose validation images are its training images with the two classes exchanged."""
     make_class_folders(tmp_path / "data", train=6)
+    (tmp_path / "data/exchanged").mkdir()
+    for name, other in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / "data/exchanged" / name).symlink_to(tmp_path / "data/train" / other)
     cfg = Config.fromfile(REPO / "configs/classification/cifar10/mobilenet_v2_tiny_cifar10.py")
     cfg.model.head.num_classes, cfg.train_cfg.max_epochs = 2, 2
     cfg.work_dir, cfg.default_hooks.checkpoint = str(tmp_path / "run"), None
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+    for loader, prefix in ((cfg.train_dataloader, "train"), (cfg.val_dataloader, "exchanged")):
         loader.batch_size = 4
-        loader.dataset.update(data_root=str(tmp_path / "data"), data_prefix="train")
+        loader.dataset.update(data_root=str(tmp_path / "data"), data_prefix=prefix)
     init_default_scope(cfg.default_scope)
     build_runner(cfg).train()
-    [path] = tmp_path.glob("run/*/vis_data/scalars.json")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return tmp_path / "run"
 
 
-def test_training_images_are_seen_as_validation_images_are(logs, tmp_path):
-    validations = [line for line in logs if "accuracy/top1" in line]
+def test_training_images_are_seen_as_validation_images_are(work_dir, tmp_path, capsys):
+    [path] = work_dir.glob("*/vis_data/scalars.json")
+    validations = [line for line in map(json.loads, path.read_text().splitlines()) if "accuracy/top1" in line]
     assert len(validations) == 2
     for line in validations:
-        assert line["train_accuracy/top1"] == line["accuracy/top1"]
+        assert line["train_accuracy/top1"] == pytest.approx(100 - line["accuracy/top1"])
     if importlib.util.find_spec("tensorboard"):
-        assert list(tmp_path.glob("run/*/vis_data/events.out.tfevents*"))
-    if not PLOT.is_file():
-        pytest.skip("mmpretrain is installed without its tools")
-    [log] = tmp_path.glob("run/*/vis_data/scalars.json")
-    keys = ["accuracy/top1", "train_accuracy/top1"]
+        assert list(work_dir.glob("*/vis_data/events.out.tfevents*"))
+
+    # a run that was resumed has two logs: the later counts
+    later = work_dir / "29991231_235959/vis_data/scalars.json"
+    later.parent.mkdir(parents=True)
+    later.write_text(json.dumps({"accuracy/top1": 77.0, "step": 2}) + "\n")
+    assert plot_curves.read_curve(work_dir, "accuracy/top1") == {1: validations[0]["accuracy/top1"], 2: 77.0}
     out = tmp_path / "curves.png"
-    command = [sys.executable, PLOT, "plot_curve", log, log, "--keys", *keys, "--legend", *"abcd", "--out", out]
-    subprocess.run(command, check=True, env={"MPLBACKEND": "Agg", "PYTHONPATH": str(REPO), "PATH": ""})
+    assert run(plot_curves, work_dir, work_dir, "--legend", "one", "other", "--out", out) == 0
     assert out.stat().st_size > 5000
+    for args, message in (
+        (
+            [work_dir, "--keys", "acuracy", "--out", out],
+            "nothing in the log .* is called acuracy; there are accuracy/top1",
+        ),
+        ([tmp_path, "--out", out], "is no work directory"),
+        ([work_dir, "--legend", "a", "b", "--out", out], "1 runs need as many labels"),
+    ):
+        assert run(plot_curves, *args) == 1
+        assert re.search(message, capsys.readouterr().err)

@@ -608,6 +608,9 @@ def test_large_sets_are_decoded_in_part_but_files_cut_short_are_found(voc_root, 
         cut(path)
     with pytest.raises(DataError, match="6 images are damaged"):
         check_dataset(voc(voc_root), check_all=check_all)
+    monkeypatch.setattr(check_module, "OPEN_ALL_UP_TO", 5)
+    with pytest.raises(DataError, match=f"{6 if check_all else 2} images are damaged"):
+        check_dataset(voc(voc_root), check_all=check_all)
 
 
 def test_exif_turned_image_has_its_annotated_size(voc_root):

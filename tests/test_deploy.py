@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import cv2
+import mmdet
 import numpy as np
 import pytest
 import torch
 from data_fixtures import make_class_folders, make_voc_folder
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.visualization import Visualizer
 from networks import detector_config
 from test_tools import CLASSES, CLASSIFIER, DETECTOR, NETAUG, REPO, load_tool, run
 from torch import Tensor, nn
@@ -25,17 +27,11 @@ from mmnetaug.analysis.operators import record
 from mmnetaug.cli import UserError
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
-from mmnetaug.evaluation import headline, load_tiny, set_input_size, without_netaug
+from mmnetaug.evaluation import head_of, headline, load_tiny, set_input_size, without_netaug
 from mmnetaug.models import SameConv2d
 from mmnetaug.preflight import build_model
 
 sweep, export, test, compare = (load_tool(name) for name in ("sweep", "export", "test", "compare"))
-
-
-@pytest.fixture(autouse=True)
-def one_run_per_process(monkeypatch) -> None:
-    """MMEngine's hooks draw with the visualizer that was first made under the last new name, of any run before."""
-    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
 
 
 @pytest.fixture(scope="session")
@@ -121,8 +117,25 @@ def test_sizes_are_set_everywhere():
     assert cfg.test_dataloader.dataset.pipeline[2].crop_size == 160
     assert cfg.train_dataloader.dataset.dataset.pipeline[0].scale == (160, 160)
     assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (160, 320)
-    with pytest.raises(UserError, match=r"150 is not a multiple of 32.*take 128 or 160"):
-        set_input_size(cfg, 150)
+    for wrapper in ("", "mmnetaug.SamePadding", "mmnetaug.NetAug"):
+        wrapped = Config(dict(cfg, model=dict(type=wrapper, model=cfg.model) if wrapper else cfg.model))
+        with pytest.raises(UserError, match=r"150 is not a multiple of 32.*take 128 or 160"):
+            set_input_size(wrapped, 150)
+    for pipeline, fits in (
+        ([dict(type="RandomCrop", crop_size=32), dict(type="Resize", scale=64)], True),
+        ([dict(type="RandomResizedCrop", scale=64)], True),
+        (
+            [dict(type="Resize", scale=64), dict(type="RandomCrop", crop_size=(64, 64)), dict(type="Pad", size=64)],
+            False,
+        ),
+    ):
+        other = Config(dict(model=dict(), train_dataloader=dict(dataset=dict(pipeline=pipeline))))
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(UserError, match="RandomCrop of the pipeline sets a size")
+        ):
+            set_input_size(other, 96, ("train",))
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -132,7 +145,6 @@ def test_sizes_are_set_everywhere():
 def exported(place) -> dict:
     """The large checkpoint of a NetAug config, exported."""
     args = ["--data-root", place / "data", "--out", place / "out", "--json", place / "figures.json"]
-    Visualizer._instance_dict.clear()
     assert run(export, place / "netaug.py", place / "large.pth", *args, "--max-drop", 1) == 0
     return json.loads((place / "figures.json").read_text())
 
@@ -182,6 +194,28 @@ def test_the_test_tool_measures_onnx(place, exported, tmp_path, capsys):
     assert run(test, place / "netaug.py", place / "out/large_tiny.onnx", *args) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["metrics"]["pascal_voc/mAP"] == pytest.approx(exported["PyTorch AP50"], abs=5e-4)
+
+
+def test_the_boxes_of_onnx_are_those_of_pytorch(place, exported, tmp_path):
+    """The network is untrained: its AP50 says little."""
+    found = []
+    for name in ("large_tiny.pth", "large_tiny.onnx"):
+        args = ["--data-root", place / "data", "--work-dir", tmp_path, "--out", tmp_path / f"{name}.pkl"]
+        assert run(test, place / "plain.py", place / "out" / name, *args) == 0
+        with open(tmp_path / f"{name}.pkl", "rb") as file:
+            found.append([sample["pred_instances"] for sample in pickle.load(file)])
+    assert sum(len(one["boxes" if "boxes" in one else "bboxes"]) for one in found[0]) > 100
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one["bboxes"], other["bboxes"], rtol=1e-3, atol=1e-2)
+        assert torch.equal(one["labels"], other["labels"])
+
+
+def test_an_onnx_file_of_another_network(place, exported, tmp_path, capsys):
+    classifier = build_model(Config.fromfile(place / "classifier.py")).eval()
+    deploy_onnx.export_onnx(classifier, (1, 3, 64, 64), tmp_path / "other.onnx")
+    args = ["--data-root", place / "data", "--work-dir", tmp_path]
+    assert run(test, place / "plain.py", tmp_path / "other.onnx", *args) == 1
+    assert re.search(r"^error: that is another network: it returns arrays of shapes", capsys.readouterr().err, re.M)
 
 
 def test_classifiers_export_at_another_size(place, tmp_path):
@@ -266,6 +300,22 @@ def test_exports_stop_with_one_error(place, tmp_path, capsys, options, message):
     error = capsys.readouterr().err
     assert re.search(f"^error: .*({message})", error, re.M), error
     assert not list(tmp_path.glob("*int8*"))
+
+
+def test_int8_needs_training_images(place, tmp_path, capsys):
+    shutil.copytree(place / "data", tmp_path / "data")
+    (tmp_path / "data/ImageSets/Main/train.txt").write_text("")
+    args = ["--data-root", tmp_path / "data", "--out", tmp_path / "out"]
+    assert run(export, place / "plain.py", place / "tiny.pth", *args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") or "\nerror: " in error
+    assert "Traceback" not in error and not list(tmp_path.glob("out/*int8*"))
+
+
+def test_two_stage_detectors_are_not_exported():
+    cfg = Config.fromfile(f"{Path(mmdet.__file__).parent}/.mim/configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
+    with pytest.raises(UserError, match="neither a classifier nor a single-stage detector"):
+        head_of(build_model(cfg))
 
 
 class Unsupported(nn.Module):

@@ -125,8 +125,19 @@ def test_the_tiny_network_is_a_subnetwork_of_every_augmented_one(backbone):
 def test_the_augmented_pass_leaves_no_trace_but_its_gradients(backbone):
     elastic, plain = build_pair(detector_config(backbone))
     optim_wrapper, data = wrapper(elastic), batch()
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+
+    def draw(*args) -> None:
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+
+    drawn: list[tuple] = []
+    elastic.backbone.register_forward_hook(draw)
+    begin = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    draw()
+    states = torch.get_rng_state(), np.random.get_state()[1:3], random.getstate()
+    for restore, state in zip((torch.set_rng_state, np.random.set_state, random.setstate), begin, strict=True):
+        restore(state)
     log = step(elastic, data, optim_wrapper)
+    assert drawn[1] == drawn[0] and not set(drawn[2]) & set(drawn[1])  # base pass, augmented pass
     losses = plain(**copy.deepcopy(data), mode="loss")
     _, expected = plain.parse_losses(losses)
     assert {key: value.item() for key, value in log.items()} == {key: value.item() for key, value in expected.items()}
@@ -135,7 +146,7 @@ def test_the_augmented_pass_leaves_no_trace_but_its_gradients(backbone):
         if key in buffers:
             assert torch.equal(value, buffers[key]), key
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state()[1] == states[1][0]).all() and np.random.get_state()[2] == states[1][1]
     assert random.getstate() == states[2]
 
 
@@ -195,6 +206,9 @@ def test_role_overrides():
         build_pair(config, roles={"backbone.layer9*": "base"})
     with pytest.raises(ValueError, match="none of"):
         build_pair(config, roles={"backbone.layer1.*": "wide"})
+    elastic, _ = build_pair(detector_config("mobilenet_v3"), roles={"*.se.conv1*": "base"})
+    squeezes = [group for group in elastic.elastic.groups if ".se.conv1" in group.name]
+    assert squeezes and all(group.held_reason == "by the config" for group in squeezes)
 
 
 def test_a_backbone_alone_keeps_its_outputs():

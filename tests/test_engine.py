@@ -24,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mmnetaug import NetAugScheduleHook
 from mmnetaug.elastic import Elastic, base_state_dict, sort_hidden_channels
+from mmnetaug.engine import hooks as hooks_module
 
 RATE = 0.01
 
@@ -74,6 +75,28 @@ def test_accumulation_sums_both_passes_of_all_batches():
             assert all(torch.equal(a, b) for a, b in zip(before, elastic.parameters(), strict=True))
     assert optim_wrapper.inner_count == 2
     assert_updated(elastic, expected)
+
+
+@pytest.mark.parametrize("kind", ["width", "expand"])
+def test_with_nothing_to_sample_a_step_is_plain(kind):
+    """Width factors alone, and the schedule has switched them off."""
+    elastic, _ = build_pair(detector_config("mobilenet_v3"), **{kind: [1.0]})
+    optim_wrapper = wrapper(elastic)
+    setattr(optim_wrapper, {"width": "expand", "expand": "width"}[kind], False)
+    before = optim_wrapper.message_hub.log_scalars.keys()
+    step(elastic, batch(), optim_wrapper)
+    assert "train/loss_aug" not in before and "train/loss_aug" not in optim_wrapper.message_hub.log_scalars
+    assert optim_wrapper.inner_count == 1
+
+
+def test_gradients_that_share_memory_are_not_clipped_one_by_one():
+    elastic, _ = build_pair(detector_config("resnet18"))
+    elastic.gradient_as_bucket_view = True
+    with (
+        pytest.raises(RuntimeError, match="gradient_as_bucket_view"),
+        wrapper(elastic, clip_grad=dict(max_norm=1)).optim_context(elastic),
+    ):
+        pass
 
 
 # Clipping -------------------------------------------------------------------------------------------------------------
@@ -314,12 +337,12 @@ def test_a_resumed_run_is_bit_identical(whole_run, tmp_path, monkeypatch):
 
 @HOOKS.register_module(force=True)
 class StopHook(Hook):
-    """Ends a run in the middle of its third epoch."""
+    """Ends a run in the middle of its second epoch, while widths are sampled and channels sorted."""
 
     priority = "LOWEST"
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
-        if runner.iter == 9:
+        if runner.iter == 5:
             raise KeyboardInterrupt
 
 
@@ -370,6 +393,56 @@ def test_with_everything_off_training_is_plain(tmp_path):
         default_hooks=dict(checkpoint=dict(type="mmnetaug.TinyCheckpointHook", by_epoch=False, interval=100)),
     )
     assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 3
+
+
+def test_sorting_waits_for_accumulated_gradients(tmp_path, monkeypatch):
+    """Epochs of four iterations, steps of three: at the start of epochs 2 and 3 gradients are pending."""
+    sorted_at = []
+    monkeypatch.setattr(hooks_module, "sort_hidden_channels", lambda *args: sorted_at.append(wrappers[0].inner_count))
+    wrappers = []
+    monkeypatch.setattr(
+        hooks_module.ChannelSortHook, "before_run", lambda hook, runner: wrappers.append(runner.optim_wrapper), False
+    )
+    optim_wrapper = {**runner_config(tmp_path)["optim_wrapper"], "accumulative_counts": 3}
+    run(tmp_path, optim_wrapper=optim_wrapper, custom_hooks=[dict(type="mmnetaug.ChannelSortHook")])
+    assert sorted_at == [0, 6, 9, 12]
+
+
+def test_hooks_that_count_epochs_refuse_training_without(tmp_path):
+    for hook in (dict(type="mmnetaug.ChannelSortHook"), dict(type="mmnetaug.NetAugScheduleHook", width_until=2)):
+        with pytest.raises(ValueError, match="by_epoch=False"):
+            run(
+                tmp_path,
+                custom_hooks=[hook],
+                train_cfg=dict(by_epoch=False, max_iters=4),
+                param_scheduler=None,
+                default_hooks=dict(checkpoint=None),
+            )
+
+
+def test_a_share_of_a_training_by_iterations(tmp_path):
+    runner = run(
+        tmp_path,
+        custom_hooks=[dict(type="mmnetaug.NetAugScheduleHook", width_until=0.25, expand_until=0.5)],
+        train_cfg=dict(by_epoch=False, max_iters=4),
+        param_scheduler=None,
+        default_hooks=dict(checkpoint=None),
+    )
+    assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 2
+
+
+def test_a_missing_twin_is_made_from_its_own_checkpoint(tmp_path, monkeypatch):
+    """A run that was killed between a best checkpoint and its twin, and whose next epoch is no better."""
+    runner = run(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=[])
+    hook = next(h for h in runner.hooks if isinstance(h, hooks_module.TinyCheckpointHook))
+    before = torch.load(tmp_path / "epoch_1_tiny.pth", weights_only=True)
+    (tmp_path / "epoch_1_tiny.pth").unlink()
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            parameter.add_(1)
+    hook._finish(runner, [str(tmp_path / "epoch_1.pth")])
+    after = torch.load(tmp_path / "epoch_1_tiny.pth", weights_only=True)
+    assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
 
 
 def test_a_schedule_without_netaug_is_an_error(tmp_path):

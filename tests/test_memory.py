@@ -41,6 +41,13 @@ class Late(nn.Module):
         return [first, self.third(self.second(first))]
 
 
+class Halves(nn.Module):
+    """Two copies of parts of a map, joined again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 2:], x[:, :2]], 1)
+
+
 @pytest.mark.parametrize(
     ("model", "peak"),
     [
@@ -54,6 +61,7 @@ class Late(nn.Module):
         (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 8, 3, 2)), 64 * 4 + 16 * 8),  # "SAME": no copy
         (nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(4, 8, 3, 2)), 4 * 64 + 4 * 81),
         (nn.Sequential(nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(128, 900)), 128 + 900),
+        (Halves(), 64 * (2 + 2 + 4)),  # TFLite copies what it slices
     ],
     ids=[
         "conv",
@@ -66,6 +74,7 @@ class Late(nn.Module):
         "padded as same",
         "padded",
         "flattened",
+        "sliced",
     ],
 )
 def test_peaks_by_hand(model, peak):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 import re
 import shutil
@@ -17,7 +18,6 @@ from data_fixtures import make_class_folders, make_voc_folder
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 from networks import build_pair, detector_config
 
 from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
@@ -99,12 +99,6 @@ train, test, describe = (load_tool(name) for name in ("train", "test", "describe
 
 def run(tool, *args) -> int:
     return tool.main([str(arg) for arg in args])
-
-
-@pytest.fixture(autouse=True)
-def one_run_per_process(monkeypatch) -> None:
-    """MMEngine's hooks draw with the visualizer that was first made under the last new name, of any run before."""
-    monkeypatch.setattr(Visualizer, "_instance_dict", type(Visualizer._instance_dict)())
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +197,17 @@ def test_scaled_learning_rate():
     assert cfg.auto_scale_lr == dict(base_batch_size=64, enable=True)
     with pytest.raises(UserError, match="base_batch_size"):
         train.use_scaled_lr(Config({}))
+
+
+def test_the_newest_checkpoint_is_resumed_where_the_note_of_the_last_is_empty(tmp_path):
+    for name in ("epoch_9.pth", "epoch_10.pth", "epoch_10_tiny.pth", "best_mAP_epoch_9.pth"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "epoch_9.pth", (1, 1))
+    for note in ("", str(tmp_path / "moved/epoch_11.pth")):
+        (tmp_path / "last_checkpoint").write_text(note)
+        assert train.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_10.pth")
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/epoch_9.pth")
+    assert train.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_9.pth")
 
 
 def test_nothing_to_resume_is_a_start(tmp_path, capsys):

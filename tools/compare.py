@@ -46,11 +46,16 @@ def compare(args: argparse.Namespace) -> None:
     if not args.out.endswith((".jpg", ".png")):
         raise UserError(f"--out must end with .jpg or .png, got {args.out}")
     columns: list[list[np.ndarray]] = []
+    paths: list[str] = []
     for label, config, checkpoint in args.model:
         cfg = load_config(argparse.Namespace(config=config, cfg_options=args.cfg_options))
         fill_data(cfg, args)
         cfg, state = load_tiny(cfg, checkpoint, args.trust_checkpoint)
         samples, names = predict(cfg, build_tiny(cfg, state), args.images)
+        shown = [sample.img_path for sample in samples]
+        if paths and shown != paths:
+            raise UserError(f"{config} has other test images than {args.model[0][1]}")
+        paths = shown
         if not columns:
             columns.append([draw(s, s.gt_instances, names, "annotated") for s in samples])
         columns.append([draw(s, confident(s.pred_instances, args.score), names, label) for s in samples])

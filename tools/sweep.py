@@ -25,7 +25,7 @@ from mmnetaug.analysis.cost import count_cost, find_input_shape
 from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
-from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, run_tool
+from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, reported_as_user_error, run_tool
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.evaluation import build_tiny, evaluate, load_tiny, set_input_size
@@ -158,7 +158,8 @@ def read_config(args: argparse.Namespace, path: str) -> Config:
 
 def fingerprint(cfg: Config, state: dict[str, Tensor], size: int) -> str:
     """What a point depends on: weights, size, and how the config tests."""
-    digest = hashlib.sha256(repr((size, cfg.model, cfg.test_dataloader, cfg.test_evaluator)).encode())
+    means = cfg.get("data_preprocessor")
+    digest = hashlib.sha256(repr((size, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)).encode())
     for name, tensor in state.items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -168,8 +169,9 @@ def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> 
     """Metric and figures of one network at one size."""
     model = build_tiny(cfg, state)
     shape = find_input_shape(cfg, model, (size, size))
-    cost = count_cost(model, shape)
-    peak = peak_memory(record(model, shape)).bytes
+    with reported_as_user_error(f"{type(model).__name__} cannot be measured at {size}"):
+        cost = count_cost(model, shape)
+        peak = peak_memory(record(model, shape)).bytes
     metric, accuracy = evaluate(cfg, state, str(log_dir), size=(size, size))
     return metric, Point(size, accuracy, cost.macs, cost.params, peak, latency(model, shape))
 
@@ -198,8 +200,10 @@ def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
     """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
     work_dir.mkdir(parents=True, exist_ok=True)
     finished, path = work_dir / "finished", work_dir / "sweep_config.py"
+    if path.is_file() and path.read_text() != cfg.pretty_text:
+        raise UserError(f"{work_dir} holds a training by another config: remove it, or name another --work-dir")
     if not finished.is_file():
-        cfg.dump(str(path))
+        path.write_text(cfg.pretty_text)
         command = [sys.executable, str(Path(__file__).with_name("train.py")), str(path), "--resume"]
         print(f"training in {work_dir}", flush=True)
         if launch([*command, "--work-dir", str(work_dir)]):

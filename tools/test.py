@@ -23,6 +23,7 @@ from mmnetaug.cli import (
     lies_in,
     load_config,
     replaced_when_done,
+    reported_as_user_error,
     run_tool,
     unwrapped_model,
 )
@@ -78,7 +79,8 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         runner = build_runner(cfg)
         model = unwrapped_model(runner)
         if exported:
-            shape = find_input_shape(cfg, model)
+            with reported_as_user_error("the size of the input is unknown"):
+                shape = find_input_shape(cfg, model)
             network = stack.enter_context(open_exported(args, shape))
             fix_input(model, shape[2:])
             replace_network(model, network, shape[2:])

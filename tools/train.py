@@ -89,13 +89,21 @@ def train(args: argparse.Namespace) -> None:
 def set_resume(cfg: Config, source: str) -> None:
     """Set up a resume from a checkpoint or, for ``'auto'``, from the last one in the work directory if there is one."""
     if source == "auto":
-        source = find_latest_checkpoint(cfg.work_dir)
+        source = find_last_checkpoint(Path(cfg.work_dir))
         if source is None:
             print(f"nothing to resume in {cfg.work_dir}: starting from the beginning")
             return
-        if not Path(source).is_file():  # it is noted by its path, and the work directory may have been moved
-            source = str(Path(cfg.work_dir) / Path(source).name)
     cfg.resume, cfg.load_from = True, source
+
+
+def find_last_checkpoint(work_dir: Path) -> str | None:
+    """The checkpoint that MMEngine noted last, or the newest where there is no note or only half of one."""
+    noted = find_latest_checkpoint(str(work_dir)) or ""
+    # it is noted by its path, and the work directory may have been moved
+    found = [path for path in (Path(noted), work_dir / Path(noted).name) if path.is_file()]
+    saved = [path for kind in ("epoch", "iter") for path in work_dir.glob(f"{kind}_*[0-9].pth")]
+    found += sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return str(found[0]) if found else None
 
 
 def check_start(cfg: Config, model: nn.Module, trusted: bool) -> list[str]:

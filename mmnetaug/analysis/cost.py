@@ -97,6 +97,7 @@ SIZE_ARGUMENTS = {
     "Pad": "size",
     "CenterCrop": "crop_size",
     "EfficientNetCenterCrop": "crop_size",
+    "RandomResizedCrop": "scale",
 }
 
 

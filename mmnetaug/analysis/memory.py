@@ -33,7 +33,7 @@ FLASH_PER_OPERATOR = 250
 SRAM_PER_CHANNEL = 8
 SRAM_PER_OPERATOR = 200
 
-VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "detach", "alias", "clone", "expand", "t", "slice")
+VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "detach", "alias", "clone", "expand", "t")
 """Operators that need no memory of their own."""
 
 
@@ -289,6 +289,9 @@ def _aliases(recording: Recording) -> dict[int, int]:
         for value in operator.reads:
             readers[value] = readers.get(value, 0) + 1
     padded = {operator.reads[0] for operator in recording.operators if operator.takes_padding}
+    shapes = {0: recording.input_shape}
+    for operator in recording.operators:
+        shapes.update(zip(operator.writes, operator.shapes, strict=True))
     alias: dict[int, int] = {}
     for operator in recording.operators:
         source = operator.reads[0]
@@ -302,7 +305,8 @@ def _aliases(recording: Recording) -> dict[int, int]:
         folds |= (
             operator.kind == "constant_pad_nd" and operator.writes[0] in padded and readers[operator.writes[0]] == 1
         )
-        if folds or operator.kind in VIEWS:
+        whole = operator.kind == "slice" and shapes[operator.writes[0]] == shapes[source]
+        if folds or whole or operator.kind in VIEWS:
             alias[operator.writes[0]] = root
     return alias
 

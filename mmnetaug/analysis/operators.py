@@ -93,8 +93,8 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else ""
             raise ValueError(
-                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted without data, "
-                f"which compiled operators of mmcv ask for: {type(error).__name__}: {reason}"
+                f"the cost of {type(model).__name__} at input {tuple(input_shape)} cannot be counted: the input may be "
+                f"too small, or a compiled operator of mmcv asks for data: {type(error).__name__}: {reason}"
             ) from error
         known = [recorder.values[id(tensor)] for tensor in outputs if id(tensor) in recorder.values]
         return Recording(tuple(input_shape), tuple(recorder.operators), tuple(known))

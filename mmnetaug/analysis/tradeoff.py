@@ -79,7 +79,7 @@ class Saving:
     def __str__(self) -> str:
         span = f"defined from {self.low:.3f} to {self.high:.3f}, where both were measured"
         if self.largest <= 0:
-            return f"saves no MACs at any accuracy: it needs {-self.largest:.0%} more at the least ({span})"
+            return f"saves no MACs at any accuracy: it needs {abs(self.largest):.0%} more at the least ({span})"
         best = f"{self.at_best:.0%} fewer" if self.at_best >= 0 else f"{-self.at_best:.0%} more"
         return (
             f"{best} MACs at {self.high:.3f}, at the most {self.largest:.0%} fewer at {self.largest_at:.3f}, "

@@ -28,6 +28,7 @@ from .classification import few_images, find_faults
 from .voc import VOCLayoutDataset
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
+OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), that sample alone is looked at
 NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # parts with classes of their own, or none
 PROGRESS_EVERY = 5  # seconds
 THREADS = 4  # Pillow decodes without holding the interpreter's lock
@@ -438,6 +439,8 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport, check_a
     chosen = set(sizes)
     if len(sizes) > DECODE_ALL_UP_TO and not check_all:
         chosen = set(random.Random(0).sample(sorted(sizes), DECODE_ALL_UP_TO // 2))
+        if len(sizes) > OPEN_ALL_UP_TO:
+            sizes = {path: sizes[path] for path in chosen}
 
     def check(path: str) -> tuple[str, tuple | str | None]:
         """An image's size, None where it was not decoded, or what is wrong with it."""

@@ -73,7 +73,10 @@ def convert_tflite(
 
 
 def arena_size(python: str, path: Path) -> dict[str, int] | None:
-    """Bytes of TensorFlow Lite Micro's arena: ``total``, ``head`` (activations), ``tail``; None if not installed."""
+    """Bytes of TensorFlow Lite Micro's arena: ``total``, ``head`` (activations), ``tail``; None if it is not installed.
+
+    ``largest_difference`` is that of its outputs from LiteRT's, in steps of int8.
+    """
     return json.loads(_run(python, "arena", path).splitlines()[-1])
 
 
@@ -88,6 +91,7 @@ class TFLiteNetwork(contextlib.AbstractContextManager):
     def __init__(self, python: str, path: str | Path) -> None:
         if not Path(path).is_file():
             raise UserError(f"no file at {path}")
+        _check_interpreter(python)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.process = subprocess.Popen(
             [python, str(WORKER), "serve", str(path)],
@@ -121,13 +125,17 @@ class TFLiteNetwork(contextlib.AbstractContextManager):
         self.log.close()
 
 
-def _run(python: str, *arguments: object) -> str:
+def _check_interpreter(python: str) -> None:
     if not Path(python).is_file():
         raise UserError(f"no interpreter at {python}: --tflite-python names that of LiteRT's environment")
+
+
+def _run(python: str, *arguments: object) -> str:
+    _check_interpreter(python)
     command = [python, str(WORKER), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, env=_environment(), check=False)
     if done.returncode:
-        raise UserError(f"LiteRT's converter failed: {_last_line(done.stderr)}")
+        raise UserError(f"LiteRT could not {arguments[0]}: {_last_line(done.stderr)}")
     return done.stdout.decode()
 
 

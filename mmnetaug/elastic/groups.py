@@ -151,10 +151,10 @@ def find_groups(
     for number, group in listed:
         opening = found.openings[number]
         gate = _gated_by(group, opening, found, of_run, gated)
-        if gate is not None:
+        override = next((role for pattern, role in roles.items() if fnmatch.fnmatch(group.name, pattern)), None)
+        if gate is not None and override is None:
             group.role, group.follows = "squeeze", gate
             continue
-        override = next((role for pattern, role in roles.items() if fnmatch.fnmatch(group.name, pattern)), None)
         if override == "base":
             group.held_reason = group.held_reason or "by the config"
         elif override in ("width", "expand"):

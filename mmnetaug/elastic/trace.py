@@ -75,7 +75,6 @@ class Trace:
         divided: Whether channels are divided anywhere (split, sliced, folded).
         boxes: Modules that cannot be traced.
         gated: Layouts that are multiplied by a gate computed from their own pooled features.
-        outputs: Shapes of the network's outputs.
     """
 
     channels: Channels = field(default_factory=Channels)
@@ -87,7 +86,6 @@ class Trace:
     divided: bool = False
     boxes: Boxes = field(default_factory=dict)
     gated: list[Layout] = field(default_factory=list)
-    outputs: list[tuple[int, ...]] = field(default_factory=list)
 
 
 def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tensor]], image: Tensor) -> Trace:

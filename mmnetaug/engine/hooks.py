@@ -10,7 +10,7 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
@@ -27,10 +27,10 @@ class NetAugScheduleHook(Hook):
     (``width_until=0.5``). What is on follows from the progress of training alone, so it is the same after a resume.
 
     Args:
-        width_until: When width augmentation ends: a share of the training if below 1, otherwise a number of epochs (of
-            iterations with ``by_epoch=False``). None: never.
+        width_until: When width augmentation ends: a share of all iterations if below 1, otherwise a number of epochs
+            (of iterations with ``by_epoch=False``). None: never.
         expand_until: The same for expand augmentation.
-        by_epoch: Unit of the two.
+        by_epoch: Unit of numbers from 1 on.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class NetAugScheduleHook(Hook):
         self.width_until, self.expand_until, self.by_epoch = width_until, expand_until, by_epoch
 
     def before_train(self, runner: Runner) -> None:
-        """Raises TypeError where there is nothing to schedule."""
+        """Raises TypeError where there is nothing to schedule, ValueError where there are no epochs to count."""
+        if self.by_epoch and max(self.width_until or 0, self.expand_until or 0) >= 1:
+            _check_epochs(runner, "NetAugScheduleHook")
         if not isinstance(runner.optim_wrapper, _NetAugStep):
             raise TypeError(
                 f"NetAugScheduleHook schedules NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: "
@@ -51,10 +53,11 @@ class NetAugScheduleHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the wrapper's switches for this iteration."""
-        done, total = (runner.epoch, runner.max_epochs) if self.by_epoch else (runner.iter, runner.max_iters)
 
         def is_on(until: float | None) -> bool:
-            return until is None or done < (until * total if until < 1 else until)
+            if until is None or until < 1:
+                return until is None or runner.iter < until * runner.max_iters
+            return (runner.epoch if self.by_epoch else runner.iter) < until
 
         runner.optim_wrapper.width = is_on(self.width_until)
         runner.optim_wrapper.expand = is_on(self.expand_until)
@@ -75,19 +78,27 @@ class ChannelSortHook(Hook):
 
     def __init__(self, interval: int = 1, by_epoch: bool = True) -> None:
         self.interval, self.by_epoch = interval, by_epoch
+        self._due = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Raises ValueError where there are no epochs to count."""
+        if self.by_epoch:
+            _check_epochs(runner, "ChannelSortHook")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Sorts where it is due."""
+        """Sorts where it is due, but not between iterations whose gradients are being accumulated."""
+        wrapper = runner.optim_wrapper
         starts = batch_idx == 0 and runner.epoch % self.interval == 0
-        due = starts if self.by_epoch else runner.iter % self.interval == 0
-        if not due or not runner.optim_wrapper.width:
+        self._due |= wrapper.width and (starts if self.by_epoch else runner.iter % self.interval == 0)
+        if not self._due or wrapper.inner_count % wrapper._accumulative_counts:
             return
+        self._due = False
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
         for name, module in model.named_modules():
             if isinstance(getattr(module, "elastic", None), ElasticSpace):
                 copies = [average.get_submodule(name) for average in averages]
-                sort_hidden_channels(module, runner.optim_wrapper.optimizer, copies)
+                sort_hidden_channels(module, wrapper.optimizer, copies)
 
 
 @HOOKS.register_module()
@@ -138,7 +149,7 @@ class TinyCheckpointHook(CheckpointHook):
 
     ``epoch_10.pth`` (everything needed to resume) gets a twin ``epoch_10_tiny.pth``: the tiny network's weights under
     their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without
-    NetAug, with ``weights_only=True`` and without mmnetaug. The twin of a plain model's checkpoint holds its weights alone.
+    NetAug, with ``weights_only=True`` and without mmnetaug. Of a plain model the twin holds all weights.
 
     Args:
         args: As of ``CheckpointHook``.
@@ -148,43 +159,50 @@ class TinyCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("backend_args", {"backend": "mmnetaug_atomic"})
         super().__init__(*args, **kwargs)
-        self._tiny: dict[str, Any] | None = None
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Takes the tiny network out of what is being saved (the EMA copy, where ``EMAHook`` has put that in)."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        meta = checkpoint["meta"]
-        self._tiny = {
-            "state_dict": base_state_dict(model, checkpoint["state_dict"]),
-            "meta": {
-                "epoch": meta["epoch"],
-                "iter": meta["iter"],
-                "dataset_meta": _plain(meta.get("dataset_meta", {})),
-                "mmengine_version": meta["mmengine_version"],
-            },
-        }
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
-        self._finish([self.last_ckpt])
+        self._finish(runner, [self.last_ckpt])
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         super()._save_best_checkpoint(runner, metrics)
         best = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
-        self._finish([path for path in best if path])
+        self._finish(runner, [path for path in best if path])
 
-    def _finish(self, saved: list[str]) -> None:
-        """Writes the twins of what was saved since they were, then removes what was replaced."""
+    def _finish(self, runner: Runner, saved: list[str]) -> None:
+        """Writes the twins that are absent or older than their checkpoints, then removes what was replaced.
+
+        A twin is made from the file it belongs to (which holds the EMA copy, where there is one), whoever wrote that: a
+        run may have been killed between the two.
+        """
         for path in map(Path, saved):
             twin = tiny_path(path)
-            if self._tiny is None or not path.exists():
-                continue
-            if not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            if path.exists() and (not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns):
                 temporary = f"{twin}.tmp"
-                torch.save(self._tiny, temporary)
+                torch.save(_tiny_checkpoint(runner, path), temporary)
                 os.replace(temporary, twin)
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.sweep()
+
+
+def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)  # this run's own
+    meta = checkpoint["meta"]
+    return {
+        "state_dict": base_state_dict(model, checkpoint["state_dict"]),
+        "meta": {
+            "epoch": meta["epoch"],
+            "iter": meta["iter"],
+            "dataset_meta": _plain(meta.get("dataset_meta", {})),
+            "mmengine_version": meta["mmengine_version"],
+        },
+    }
+
+
+def _check_epochs(runner: Runner, hook: str) -> None:
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise ValueError(f"this training has no epochs for {hook} to count: set its by_epoch=False")
 
 
 def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ class _NetAugStep:
         """Context of the base forward pass: remembers its inputs for the augmented pass.
 
         Raises:
-            RuntimeError: If nothing in the model is elastic.
+            RuntimeError: If nothing in the model is elastic, or the gradients of both passes cannot be kept apart.
         """
         self._attach(model)
         if not self._augments():
@@ -140,6 +140,11 @@ class _NetAugStep:
                 f"{type(self).__name__} trains elastic models, and nothing in {type(_unwrap(model)).__name__} is: wrap "
                 "the model's config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's optimizer wrapper."
             )
+        if self._clips_apart() and getattr(model, "gradient_as_bucket_view", False):
+            raise RuntimeError(
+                "gradient_as_bucket_view lets the second pass overwrite the first one's gradients, which are clipped "
+                "one by one: leave it out of model_wrapper_cfg, or set optim_wrapper.clip_together=True"
+            )
         for space in self._spaces:
             space.driven = True
         make_lean(model)
@@ -148,7 +153,8 @@ class _NetAugStep:
 
     def _augments(self) -> bool:
         on = {"width": self.width, "expand": self.expand, "squeeze": True}
-        widens = any(on[group.role] and len(set(group.choices())) > 1 for space in self._spaces for group in space.groups)
+        groups = [group for space in self._spaces for group in space.groups]
+        widens = any(on[group.role] and len(set(group.choices())) > 1 for group in groups)
         return widens and self._inner_count % self.interval == 0
 
     def _clips_apart(self) -> bool:
