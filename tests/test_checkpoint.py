@@ -75,7 +75,7 @@ def test_training_checkpoint_is_refused_with_advice(training_checkpoint: Path):
         lambda whole: b"hello world",
         lambda whole: b"torch",
     ],
-    ids=["empty", "half", "start", "git-lfs pointer", "web page"],
+    ids=["empty", "half", "start", "git-lfs pointer", "web page", "text", "a word"],
 )
 @pytest.mark.parametrize("new_format", [True, False])
 def test_damaged_file_is_called_damaged(tmp_path: Path, damage, new_format: bool):

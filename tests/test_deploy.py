@@ -204,15 +204,16 @@ def test_the_boxes_of_onnx_are_those_of_pytorch(place, exported, tmp_path):
         assert run(test, place / "plain.py", place / "out" / name, *args) == 0
         with open(tmp_path / f"{name}.pkl", "rb") as file:
             found.append([sample["pred_instances"] for sample in pickle.load(file)])
-    assert sum(len(one["boxes" if "boxes" in one else "bboxes"]) for one in found[0]) > 100
+    assert sum(len(one["boxes" if "boxes" in one else "bboxes"]) for one in found[0]) >= 50
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one["bboxes"], other["bboxes"], rtol=1e-3, atol=1e-2)
         assert torch.equal(one["labels"], other["labels"])
 
 
 def test_an_onnx_file_of_another_network(place, exported, tmp_path, capsys):
-    classifier = build_model(Config.fromfile(place / "classifier.py")).eval()
-    deploy_onnx.export_onnx(classifier, (1, 3, 64, 64), tmp_path / "other.onnx")
+    cfg = Config.fromfile(place / "plain.py")
+    cfg.model.bbox_head.num_classes += 1
+    deploy_onnx.export_onnx(build_model(cfg).eval(), (1, 3, 64, 64), tmp_path / "other.onnx")
     args = ["--data-root", place / "data", "--work-dir", tmp_path]
     assert run(test, place / "plain.py", tmp_path / "other.onnx", *args) == 1
     assert re.search(r"^error: that is another network: it returns arrays of shapes", capsys.readouterr().err, re.M)
