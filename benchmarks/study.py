@@ -76,11 +76,12 @@ def read_record() -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def keep(row: dict[str, Any]) -> None:
-    """Adds a finished run to the record."""
+    """Adds a finished run to the record, in place of an earlier one (a teacher trained again for its checkpoint)."""
     path = DOCS / "results.csv"
     with writing:
         lines = path.read_text().splitlines() if path.exists() else []
-        rows = list(csv.DictReader(lines))
+        run = (row["experiment"], str(row["seed"]))
+        rows = [other for other in csv.DictReader(lines) if (other["experiment"], other["seed"]) != run]
         with replaced_when_done(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -218,7 +219,7 @@ def run_all(args: argparse.Namespace) -> None:
     data = {"cifar": args.cifar, "cards": args.cards, "digits": ""}
     finished = read_record()
     chosen = [e for e in EXPERIMENTS if any(fnmatch.fnmatch(e.name, pattern) for pattern in args.only)]
-    todo = [(e, s) for s in range(3) for e in chosen if s in e.seeds and (e.name, s) not in finished]
+    todo = [(e, s) for s in args.seeds for e in chosen if s in e.seeds and (e.name, s) not in finished]
     needed = {BY_NAME[name] for e, _ in todo for name in e.needs if not checkpoint(BY_NAME[name], 0).exists()}
     todo = [(e, 0) for e in EXPERIMENTS if e in needed] + [run for run in todo if run[1] or run[0] not in needed]
     begin, total = time.time(), sum(e.cost for e, _ in todo)
@@ -422,6 +423,7 @@ def main() -> None:
     runs.add_argument("--cards", default="data/cards", help="playing cards in VOC layout")
     runs.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     runs.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="experiments by name")
+    runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="these alone, to spread over machines")
     runs.set_defaults(do=run_all)
     commands.add_parser("report", help="write docs/results.md and its plots").set_defaults(do=report)
     args = parser.parse_args()

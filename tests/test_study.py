@@ -75,6 +75,8 @@ def test_the_record_is_kept_and_read(tmp_path, monkeypatch):
         {1: 40, 2: 50.25},
         "a, b",
     )
+    study.keep(row | dict(seed=1, test=60.0))
+    assert len(study.read_record()) == 2 and study.read_record()[experiment.name, 1]["test"] == 60
     lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     study.keep(lines[0] | dict(settings="other"))
     with pytest.raises(SystemExit, match="not what the manifest has now"):
