@@ -115,7 +115,12 @@ def processor() -> str:
 
 def folder(name: str, seed: int) -> Path:
     """Where a run lives while it is not finished, and its checkpoints afterwards."""
-    return FOLDER / re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_") / str(seed)
+    return FOLDER / slug(name) / str(seed)
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
 def checkpoint(experiment: Experiment, seed: int) -> Path:
@@ -335,7 +340,7 @@ def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
     """Draws what a task has to show; returns the lines that show it."""
     lines: list[str] = []
     plotted = [e for e in experiments if e.plotted]
-    name = re.sub(r"[^a-z0-9]+", "_", task.split(":")[0].lower()).strip("_")
+    name = slug(task.rpartition(": ")[2])
     if plotted:
         figure, axes = plt.subplots(figsize=(7, 4.5))
         for index, e in enumerate(plotted):
@@ -360,7 +365,7 @@ def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
         axes.legend()
         save(figure, "results_cosine.png")
         lines += ["", "![Cosine between base and augmented gradients](results_cosine.png)"]
-    swept = [e for e in experiments if e.sizes and e.baseline]
+    swept = [e for e in experiments if e.sizes and any((e.baseline, s) in record for s in e.seeds)]
     if swept:
         lines += ["", "AP50 of every checkpoint at several input sizes, and what is saved at equal AP50:", ""]
         lines += sweep_table(record, swept)
