@@ -127,7 +127,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
+        weight = ctx.saved_tensors[0].to(gradient.dtype)  # under autocast the two differ
         return (conv2d_input(ctx.shape, weight, gradient, *ctx.settings), None, None, None, None, None)
 
 
