@@ -57,7 +57,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"whether this network fits cannot be told: {network.cost_problem}")
         budget = [f"{kilobytes(size)} of {what}" for size, what in ((args.sram, "SRAM"), (args.flash, "flash")) if size]
         if network.cost.not_counted:
-            raise UserError(f"whether this network fits cannot be told: {', '.join(network.cost.not_counted)} not counted")
+            parts = ", ".join(network.cost.not_counted)
+            raise UserError(f"whether this network fits cannot be told: {parts} not counted")
         verdict = "does not fit" if misfits else "fits"
         print("\n  ".join([f"budget: the network {verdict} into {' and '.join(budget)}", *misfits]))
     for report in reports:
