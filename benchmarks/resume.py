@@ -99,7 +99,7 @@ def final_state(work_dir: Path, epochs: int) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", metavar="PATH", help="also write the figures; - for standard output alone")
     args = parser.parse_args()

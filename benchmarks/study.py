@@ -153,7 +153,7 @@ def commands(experiment: Experiment, seed: int, data: str) -> dict[str, list[str
             *(("--cfg-options", *own) if own else ()),
         ]
     root = ["--data-root", data] if data else []
-    return {step: [*map(str, command[:2]), *root, *map(str, command[2:])] for step, command in found.items()}
+    return {step: [str(command[0]), *root, *map(str, command[1:])] for step, command in found.items()}
 
 
 def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:
