@@ -5,5 +5,5 @@ _base_ = "./mobilenet_v2_tiny_cifar10.py"
 model = dict(
     type="mmnetaug.DistilledClassifier",
     teacher="configs/classification/cifar10/teacher_cifar10.py",
-    teacher_checkpoint="work_dirs/teacher_cifar10/epoch_3.pth",
+    teacher_checkpoint="work_dirs/teacher_cifar10/epoch_3_tiny.pth",
 )

@@ -6,6 +6,6 @@ model = dict(
     model=dict(
         type="mmnetaug.DistilledClassifier",
         teacher="configs/classification/cifar10/teacher_cifar10.py",
-        teacher_checkpoint="work_dirs/teacher_cifar10/epoch_3.pth",
+        teacher_checkpoint="work_dirs/teacher_cifar10/epoch_3_tiny.pth",
     )
 )
