@@ -1,7 +1,7 @@
 """Does NetAug work? Trains all that the manifest (study_runs.py) names, and writes docs/results.md.
 
     python benchmarks/study.py run --cifar data/cifar10 --cards data/cards --jobs 2   # start it again and it goes on
-    python benchmarks/study.py run --only "micro *"                                   # these experiments alone
+    python benchmarks/study.py run --only "micro*"                                    # these experiments alone
     python benchmarks/study.py report                                    # tables, curves and plots of what is finished
 
 Every finished run is a line of docs/results.csv, and is not run again. Figures are of the last epoch, not the best.
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -266,11 +266,11 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(differences), float(half)
 
 
-def difference(record: dict, experiment: Experiment, pick: Callable[[dict], float] = lambda row: row["test"]) -> str:
+def difference(record: dict, experiment: Experiment) -> str:
     """An experiment minus its baseline, paired by seed, as text; empty where there is nothing to compare."""
     names = experiment.name, experiment.baseline
     pairs = [[record.get((name, seed)) for name in names] for seed in experiment.seeds]
-    found = [pick(ours) - pick(theirs) for ours, theirs in pairs if ours and theirs]
+    found = [ours["test"] - theirs["test"] for ours, theirs in pairs if ours and theirs]
     if len(found) > 1:
         return "{:+.2f} ± {:.2f}".format(*interval(found))
     return f"{found[0]:+.2f} (one seed)" if found else ""

@@ -70,6 +70,7 @@ class _NetAugStep:
         self.width = self.expand = True
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
+        self._sampled = {"width", "expand"}  # roles with factors to choose from; both until the model is known
         self._norms: list[nn.Module] = []
         self._inputs: tuple[tuple, dict] | None = None
         self._other_gradients: list[Tensor | None] | None = None
@@ -145,6 +146,8 @@ class _NetAugStep:
                 "gradient_as_bucket_view lets the second pass overwrite the first one's gradients, which are clipped "
                 "one by one: leave it out of model_wrapper_cfg, or set optim_wrapper.clip_together=True"
             )
+        groups = [group for space in self._spaces for group in space.groups]
+        self._sampled = {group.role for group in groups if len(set(group.choices())) > 1}
         for space in self._spaces:
             space.driven = True
         make_lean(model)
@@ -152,9 +155,7 @@ class _NetAugStep:
         self._model = model
 
     def _augments(self) -> bool:
-        on = {"width": self.width, "expand": self.expand, "squeeze": True}
-        groups = [group for space in self._spaces for group in space.groups]
-        widens = any(on[group.role] and len(set(group.choices())) > 1 for group in groups)
+        widens = (self.width and "width" in self._sampled) or (self.expand and "expand" in self._sampled)
         return widens and self._inner_count % self.interval == 0
 
     def _clips_apart(self) -> bool:
