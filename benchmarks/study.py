@@ -224,7 +224,8 @@ def run_all(args: argparse.Namespace) -> None:
     data = {"cifar": args.cifar, "cards": args.cards, "digits": ""}
     finished = read_record()
     chosen = [e for e in EXPERIMENTS if any(fnmatch.fnmatch(e.name, pattern) for pattern in args.only)]
-    todo = [(e, s) for s in args.seeds for e in chosen if s in e.seeds and (e.name, s) not in finished]
+    seeds = args.seeds or sorted({seed for e in chosen for seed in e.seeds})
+    todo = [(e, s) for s in seeds for e in chosen if s in e.seeds and (e.name, s) not in finished]
     needed = {BY_NAME[name] for e, _ in todo for name in e.needs if not checkpoint(BY_NAME[name], 0).exists()}
     todo = [(e, 0) for e in EXPERIMENTS if e in needed] + [run for run in todo if run[1] or run[0] not in needed]
     begin, total = time.time(), sum(e.cost for e, _ in todo)
@@ -281,26 +282,18 @@ def report(args: argparse.Namespace) -> None:
     record = read_record()
     if not record:
         sys.exit("nothing is finished: python benchmarks/study.py run")
-    commit = [
-        "git",
-        "log",
-        "-1",
-        "--format=%h of %ad",
-        "--date=format:%Y-%m-%d %H:%M",
-        "--",
-        "benchmarks/study_runs.py",
-    ]
-    manifest = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    log = "log", "--reverse", "--format=%h of %ad", "--date=format:%Y-%m-%d %H:%M", "--", "benchmarks/study_runs.py"
+    commits = subprocess.run(["git", *log], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     machines = "; ".join(sorted({row["machine"] for row in record.values()}))
     reading = Path(__file__).with_name("study_reading.md").read_text()
     lines = [
         "# Does it work? What the study measured",
         "",
         "Written by `python benchmarks/study.py report` from [results.csv](results.csv), one line of which is one run; "
-        "only *What it says* is written by hand, in `benchmarks/study_reading.md`. The runs were fixed beforehand in "
-        f"`benchmarks/study_runs.py` (commit {manifest}). Figures are of the last epoch, in percent, mean ± standard "
-        "deviation over seeds. Differences are paired by seed, with their 95 % confidence interval (Student's t, so "
-        f"wide with three seeds). Machine: {machines}, one thread a run.",
+        "only *What it says* is written by hand, in `benchmarks/study_reading.md`. Every run was fixed beforehand in "
+        f"`benchmarks/study_runs.py` (commits {', '.join(commits)}). Figures are of the last epoch, in percent, "
+        "mean ± standard deviation over seeds. Differences are paired by seed, with their 95 % confidence interval "
+        f"(Student's t, so wide with three seeds). Machine: {machines}, one thread a run.",
         "",
         reading.strip(),
     ]
@@ -428,7 +421,7 @@ def main() -> None:
     runs.add_argument("--cards", default="data/cards", help="playing cards in VOC layout")
     runs.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     runs.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="experiments by name")
-    runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="these alone, to spread over machines")
+    runs.add_argument("--seeds", nargs="+", type=int, help="these alone, to spread over machines")
     runs.set_defaults(do=run_all)
     commands.add_parser("report", help="write docs/results.md and its plots").set_defaults(do=report)
     args = parser.parse_args()
