@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 from mmengine.config import Config
 from scipy import stats
 
-from benchmarks.study_runs import EXPERIMENTS, TASKS, Experiment
+from benchmarks.study_runs import ABLATIONS, EXPERIMENTS, TASKS, Experiment
 from mmnetaug.analysis.cost import count_cost
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.cli import replaced_when_done
@@ -49,8 +49,9 @@ DOCS = ROOT / "docs"
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 COLUMNS = (
     *("experiment", "seed", "settings", "test", "train", "minutes", "machine", "finished"),
-    *("test_curve", "train_curve", "cosine", "sizes"),
+    *("test_curve", "train_curve", "cosine", "loss_ratio", "sizes"),
 )
+SERIES = COLUMNS[8:]
 writing = threading.Lock()
 
 
@@ -70,7 +71,7 @@ def read_record() -> dict[tuple[str, int], dict[str, Any]]:
         if experiment is None or row["settings"] != settings(experiment):
             sys.exit(f"{path}: {row['experiment']} is not what the manifest has now; remove its lines to run it again")
         row |= {key: float(row[key]) if row[key] else None for key in ("test", "train", "minutes")}
-        row |= {key: _series(row[key]) for key in ("test_curve", "train_curve", "cosine", "sizes")}
+        row |= {key: _series(row[key]) for key in SERIES}
         record[row["experiment"], int(row["seed"])] = row
     return record
 
@@ -193,6 +194,7 @@ def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:
         test_curve=curve(work_dir, metric),
         train_curve=train,
         cosine=means_by_epoch(work_dir, "gradient_cosine"),
+        loss_ratio=loss_ratio(work_dir),
         sizes=sizes,
     )
     keep(row)
@@ -217,6 +219,12 @@ def means_by_epoch(work_dir: Path, name: str) -> dict[int, float]:
     for entry in scalars(work_dir, name):
         by_epoch.setdefault(entry["epoch"], []).append(entry[name])
     return {epoch: statistics.mean(values) for epoch, values in by_epoch.items()}
+
+
+def loss_ratio(work_dir: Path) -> dict[int, float]:
+    """The augmented networks' loss over the tiny network's, by epoch; below 1, they are ahead of it."""
+    tiny, augmented = means_by_epoch(work_dir, "loss"), means_by_epoch(work_dir, "loss_aug")
+    return {epoch: loss / tiny[epoch] for epoch, loss in augmented.items()}
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -293,9 +301,12 @@ def report(args: argparse.Namespace) -> None:
         "only *What it says* is written by hand, in `benchmarks/study_reading.md`. Every run was fixed beforehand in "
         f"`benchmarks/study_runs.py` (commits {', '.join(commits)}). Figures are of the last epoch, in percent, "
         "mean ± standard deviation over seeds. Differences are paired by seed, with their 95 % confidence interval "
-        f"(Student's t, so wide with three seeds). Machine: {machines}, one thread a run.",
+        "(Student's t, so wide with three seeds). *Loss ratio*: the augmented networks' loss over the tiny network's "
+        f"in the last epoch; below 1, they are ahead of it. Machine: {machines}, one thread a run.",
         "",
         reading.strip(),
+        "",
+        f"![The augmented networks' loss over the tiny network's]({plot_loss_ratios(record)})",
     ]
     for title, task in TASKS.items():
         experiments = [e for e in EXPERIMENTS if e.task == title and any((e.name, s) in record for s in e.seeds)]
@@ -314,19 +325,36 @@ def report(args: argparse.Namespace) -> None:
 def table(record: dict, experiments: Iterable[Experiment]) -> list[str]:
     """Experiments as rows of a Markdown table."""
     lines = [
-        "| experiment | epochs | seeds | test | on training images | minutes a run | minus | difference |",
-        "|---|---|---|---|---|---|---|---|",
+        "| experiment | epochs | seeds | test | on training images | loss ratio | minutes a run | minus | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for e in experiments:
         own = [record[e.name, s] for s in e.seeds if (e.name, s) in record]
         test, train, minutes = ([row[key] for row in own] for key in ("test", "train", "minutes"))
         spread = f" ± {statistics.stdev(test):.2f}" if len(test) > 1 else ""
         trained = f"{statistics.mean(train):.2f}" if None not in train else "–"
+        ratio = f"{statistics.mean(row['loss_ratio'][e.epochs] for row in own):.3f}" if e.netaug else "–"
         lines.append(
             f"| {e.name} | {e.epochs} | {len(own)} | {statistics.mean(test):.2f}{spread} "
-            f"| {trained} | {statistics.mean(minutes):.1f} | {e.baseline} | {difference(record, e)} |"
+            f"| {trained} | {ratio} | {statistics.mean(minutes):.1f} | {e.baseline} | {difference(record, e)} |"
         )
     return lines
+
+
+def plot_loss_ratios(record: dict) -> str:
+    """Draws over training whether the augmented networks are ahead of the tiny one; returns the file's name."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for e in EXPERIMENTS:
+        series = [record[e.name, s]["loss_ratio"] for s in e.seeds if (e.name, s) in record]
+        if e.netaug and series and e.task != ABLATIONS:
+            means = {epoch: statistics.mean(ratios[epoch] for ratios in series) for epoch in series[0]}
+            axes.plot([epoch / e.epochs for epoch in means], list(means.values()), label=e.name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="share of the training", ylabel="augmented networks' loss / tiny network's")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save(figure, "results_loss_ratio.png")
+    return "results_loss_ratio.png"
 
 
 def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
@@ -362,8 +390,8 @@ def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
     if swept:
         lines += ["", "AP50 of every checkpoint at several input sizes, and what is saved at equal AP50:", ""]
         lines += sweep_table(record, swept)
-        e = swept[0]
-        curves = {name: points(record, BY_NAME[name]) for name in (e.baseline, e.name)}
+        names = dict.fromkeys(name for e in swept for name in (e.baseline, e.name))
+        curves = {name: points(record, BY_NAME[name]) for name in names}
         with replaced_when_done(DOCS / f"results_{name}_sweep.png") as path:
             plot_tradeoff(curves, "AP50", path, "mean of all seeds")
         lines += ["", f"![AP50 over MACs](results_{name}_sweep.png)"]
