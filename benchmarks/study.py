@@ -138,7 +138,7 @@ def commands(experiment: Experiment, seed: int, data: str) -> dict[str, list[str
     if experiment.start:
         train.append(f"load_from={checkpoint(BY_NAME[experiment.start], 0)}")
     plain = ROOT / "configs" / experiment.plain
-    own = [option for option in experiment.options if not experiment.netaug and option.startswith("model.")]
+    own = network_options(experiment)
     found: dict[str, list[Any]] = {
         "train": [ROOT / "tools/train.py", config, "--work-dir", work_dir, "--resume", "--cfg-options", *train]
     }
@@ -155,6 +155,11 @@ def commands(experiment: Experiment, seed: int, data: str) -> dict[str, list[str
         ]
     root = ["--data-root", data] if data else []
     return {step: [str(command[0]), *root, *map(str, command[1:])] for step, command in found.items()}
+
+
+def network_options(experiment: Experiment) -> list[str]:
+    """The options that change a plainly trained network, with which it is to be measured, too."""
+    return [option for option in experiment.options if not experiment.netaug and option.startswith("model.")]
 
 
 def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -25,10 +27,14 @@ from benchmarks.study_runs import EXPERIMENTS, TASKS  # noqa: E402
 NAMES = {experiment.name: experiment for experiment in EXPERIMENTS}
 
 
+def merge(cfg: Config, options: Iterable[str]) -> None:
+    pairs = (option.split("=", 1) for option in options)
+    cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
+
+
 def load(experiment) -> Config:
     cfg = Config.fromfile(ROOT / "configs" / experiment.config)
-    options = dict(option.split("=", 1) for option in experiment.options)
-    cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in options.items()})
+    merge(cfg, experiment.options)
     init_default_scope(cfg.default_scope)
     return cfg
 
@@ -41,7 +47,9 @@ def test_experiment_builds_and_is_measured_by_its_plain_config(experiment, monke
     assert hasattr(model, "elastic") == experiment.netaug
     wrapper = OPTIM_WRAPPERS.get(cfg.optim_wrapper.type)
     assert issubclass(wrapper, mmnetaug.NetAugOptimWrapper) == experiment.netaug
-    plain = build_model(Config.fromfile(ROOT / "configs" / experiment.plain))
+    plain_cfg = Config.fromfile(ROOT / "configs" / experiment.plain)
+    merge(plain_cfg, study.network_options(experiment))
+    plain = build_model(plain_cfg)
     plain.load_state_dict(mmnetaug.elastic.base_state_dict(model), strict=True)
     assert cfg.train_cfg.max_epochs == experiment.epochs and experiment.epochs % cfg.train_cfg.val_interval == 0
 
@@ -89,6 +97,15 @@ def test_paired_intervals_are_student_s():
     mean, half = study.interval([1.0, 2.0, 3.0])
     assert mean == 2
     assert half == pytest.approx(4.302653 * statistics.stdev([1, 2, 3]) / 3**0.5)  # t of two degrees of freedom
+
+
+def test_loss_ratio_is_of_the_means_over_an_epoch_and_all_interruptions(tmp_path):
+    for part, entries in enumerate(([(1, 2.0, 3.0), (1, 4.0, 3.0), (2, 2.0, 2.5)], [(2, 2.0, 2.5)])):
+        log = tmp_path / str(part) / "vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        lines = [json.dumps(dict(epoch=epoch, loss=loss, loss_aug=augmented)) for epoch, loss, augmented in entries]
+        log.write_text("\n".join([*lines, json.dumps(dict(step=2, accuracy=50.0))]))
+    assert study.loss_ratio(tmp_path) == {1: 1.0, 2: 1.25}
 
 
 def make_step(kind: str, **settings):
