@@ -129,6 +129,8 @@ def test_pretrained_classifier_fills_the_backbone(name, tmp_path):
     backbone = {key: value for key, value in loaded.items() if key.startswith("backbone.")}
     assert backbone
     assert all(torch.equal(value, weights[key]) for key, value in backbone.items())
+    for parameter in model.backbone.parameters():  # new channels are drawn from what was loaded, all of it in [0, 1)
+        assert parameter.min() >= 0 and parameter.max() < 1
 
 
 @pytest.mark.parametrize("size", [320, 608])

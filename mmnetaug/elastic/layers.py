@@ -116,7 +116,7 @@ class Elastic:
         return tuple(index)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes parameters of the largest network, or of the tiny one into the leading block.
+        """Takes parameters of the largest network, or of the tiny one into the leading block, new channels at its scale.
 
         While only the tiny network is stored (``tiny_storage``), it is taken out of parameters of the largest one.
         """
@@ -128,10 +128,19 @@ class Elastic:
             if given.shape == stored[block].shape:
                 merged = stored.detach().clone()
                 merged[block] = given.to(merged)
+                fill_around(merged, block, torch.Generator().manual_seed(0))
                 state_dict[prefix + name] = merged
             elif all(given.shape[axis.dim] == axis.stored for axis in axes) and given[block].shape == stored.shape:
                 state_dict[prefix + name] = given[block]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def fill_around(stored: Tensor, block: tuple[slice, ...], generator: torch.Generator) -> None:
+    """Fills a tensor outside of a block with values drawn from the block: at its scale, constants repeated."""
+    base = stored[block].clone()
+    picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
+    stored.copy_(base.flatten()[picked].view(stored.shape))
+    stored[block] = base
 
 
 def make_layer_elastic(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
-from .layers import Elastic
+from .layers import Elastic, fill_around
 
 
 class ElasticSpace:
@@ -145,8 +145,4 @@ def fill_new_channels(model: nn.Module, seed: int = 0) -> None:
             if not isinstance(layer, Elastic):
                 continue
             for name in layer.elastic_axes:
-                stored, block = layer.stored(name), layer.base_block(name)
-                base = stored[block].clone()
-                picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
-                stored.copy_(base.flatten()[picked].view(stored.shape))
-                stored[block] = base
+                fill_around(layer.stored(name), layer.base_block(name), generator)
