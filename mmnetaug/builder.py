@@ -106,8 +106,8 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
 def _init_weights(model: nn.Module, init: str) -> None:
     """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale.
 
-    Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels there are, and
-    fills the others around a tiny network in the same way.
+    Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels there are,
+    and fills the others around a tiny network in the same way.
     """
     with tiny_storage(model):
         type(model).init_weights(model)

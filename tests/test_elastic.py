@@ -234,15 +234,13 @@ def test_tiny_and_large_checkpoints_load(backbone):
         key: torch.randn_like(value) if value.is_floating_point() else value
         for key, value in plain.state_dict().items()
     }
-    before = {key: value.clone() for key, value in other.state_dict().items()}
     assert not any(other.load_state_dict(tiny, strict=True))
     for key, value in base_state_dict(other).items():
         assert torch.equal(value, tiny[key]), key
     for layer_name, layer in other.named_modules():
         for name in getattr(layer, "elastic_axes", {}):
-            now, then = layer.stored(name).detach().clone(), before[f"{layer_name}.{name}"].clone()
-            now[layer.base_block(name)] = then[layer.base_block(name)] = 0
-            assert torch.equal(now, then), "a tiny checkpoint must leave the additional channels alone"
+            drawn = torch.isin(layer.stored(name), tiny[f"{layer_name}.{name}"])
+            assert drawn.all(), "additional channels start at the scale of the tiny network that is loaded"
     other.load_state_dict(elastic.state_dict(), strict=True)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), elastic.parameters(), strict=True))
     with tiny_storage(other):

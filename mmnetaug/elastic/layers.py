@@ -116,7 +116,7 @@ class Elastic:
         return tuple(index)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes parameters of the largest network, or of the tiny one into the leading block, new channels at its scale.
+        """Takes parameters of the largest network, or of the tiny one into the leading block, the rest drawn from it.
 
         While only the tiny network is stored (``tiny_storage``), it is taken out of parameters of the largest one.
         """
