@@ -34,7 +34,7 @@ from networks import plain_at, scatter_gradients
 from torch import Tensor, nn
 
 from benchmarks.backbones import CONVOLUTIONAL, IMAGE, LEFT_OUT, MIXES_CHANNELS, build, registered
-from mmnetaug.elastic import Elastic, TraceError, base_state_dict, make_elastic, sort_hidden_channels
+from mmnetaug.elastic import Elastic, TraceError, base_state_dict, fill_new_channels, make_elastic, sort_hidden_channels
 from mmnetaug.forward import flatten_tensors
 
 WIDTH, EXPAND = [1, 1.5], [1, 1.5]
@@ -103,6 +103,7 @@ def check(name: str, variant: str) -> dict:
     row = dict(backbone=f"{name} {variant}".strip(), groups=0, augmented=0, share=0.0, held={}, error=0.0, wrong=[])
     try:
         space = make_elastic(elastic, lambda m, x: m(x), (channels, size, size), WIDTH, EXPAND, scope="backbone")
+        fill_new_channels(elastic, preserving=False)  # weights of zero would hide mistakes
     except TraceError as error:
         return row | dict(held={str(error): 1})
     reasons = [group.held_reason for group in space.groups if group.held_reason]

@@ -16,9 +16,10 @@ from mmengine.utils import scandir
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmnetaug import NetAugOptimWrapper
-from mmnetaug.elastic import Elastic
+from mmnetaug import NetAug, NetAugOptimWrapper
+from mmnetaug.elastic import Elastic, fill_new_channels
 from mmnetaug.models.tinyml import ARCHITECTURES, Architecture, Stage  # before mmpretrain: see mmnetaug/environment.py
+from mmnetaug.registry import MODELS as MMNETAUG_MODELS
 from mmnetaug.registry import OPTIM_WRAPPERS
 
 from mmpretrain.datasets import CIFAR10  # isort: skip
@@ -120,6 +121,20 @@ def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     place = (index.to(images.device) for index in (numbers, rows[:, :, None], columns[:, None, :]))
     numbers, rows, columns = place
     return padded[numbers, :, rows, columns].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+@MMNETAUG_MODELS.register_module()
+def MatchedNetAug(**config: Any) -> nn.Module:
+    """``mmnetaug.NetAug`` as it first was: weights that read new channels start at the scale of the tiny network's."""
+    model = NetAug(**config)
+    init_weights = model.init_weights
+
+    def then_fill() -> None:
+        init_weights()
+        fill_new_channels(model, preserving=False)
+
+    model.init_weights = then_fill
+    return model
 
 
 @OPTIM_WRAPPERS.register_module()

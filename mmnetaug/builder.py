@@ -33,7 +33,7 @@ def NetAug(
     expand: Factors = (1.0,),
     roles: Mapping[str, str] | None = None,
     input_size: int | Sequence[int] | None = None,
-    init: str = "matched",
+    init: str = "preserving",
     data_preprocessor: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Builds a model and makes its backbone elastic (Network Augmentation, Cai et al., ICLR 2022).
@@ -48,7 +48,8 @@ def NetAug(
             ``tools/describe.py`` lists the names.
         input_size: Image size (one number or height, width) to trace the model with, where the default (224 for
             classifiers and backbones, 320 for detectors) does not suit it.
-        init: ``"matched"``: the tiny network starts exactly as the plain one would, and the new channels at its scale.
+        init: ``"preserving"``: the tiny network starts exactly as the plain one would, and every augmented network as
+            the same function: weights that read new channels start at zero.
             ``"authors"``: Kaiming uniform (a=√5) over the largest network, so that the tiny network starts at another
             scale than without NetAug. Weights named by ``init_cfg`` are taken over either way.
         data_preprocessor: Set by MMEngine's Runner; handed on to the model.
@@ -60,8 +61,8 @@ def NetAug(
         ValueError: If a factor or an override is wrong.
         TraceError: If the model's backbone cannot be traced.
     """
-    if init not in ("matched", "authors"):
-        raise ValueError(f"init is 'matched' or 'authors', not {init!r}")
+    if init not in ("preserving", "authors"):
+        raise ValueError(f"init is 'preserving' or 'authors', not {init!r}")
     config = dict(model)
     if data_preprocessor is not None:
         config.setdefault("data_preprocessor", data_preprocessor)
@@ -104,14 +105,14 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
 
 
 def _init_weights(model: nn.Module, init: str) -> None:
-    """The plain model's own initialisation, which sees the tiny network alone; then the new channels at its scale.
+    """The plain model's own initialisation, which sees the tiny network alone; then that of the new channels.
 
     Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels there are,
     and fills the others around a tiny network in the same way.
     """
     with tiny_storage(model):
         type(model).init_weights(model)
-    fill_new_channels(model)
+    fill_new_channels(model, preserving=init == "preserving")
     if init == "authors":
         _init_as_the_authors(model)
 

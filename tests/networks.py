@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmnetaug.elastic import Elastic, base_state_dict
+from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels
 
 WIDTH, EXPAND = [1, 1.5, 2.3], [1, 1.4, 1.9]
 IMAGE = 64
@@ -91,6 +91,7 @@ def _built(config: str, netaug: str) -> tuple[nn.Module, nn.Module]:
         torch.manual_seed(0)
         elastic = MODELS.build(dict(type="mmnetaug.NetAug", model=copy.deepcopy(config), **netaug))
         elastic.init_weights()
+        fill_new_channels(elastic, preserving=False)  # weights of zero would hide mistakes
         _randomise_norms(elastic)
         plain = MODELS.build(copy.deepcopy(config))
     plain.load_state_dict(base_state_dict(elastic), strict=True)

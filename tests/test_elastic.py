@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 from torch import nn
 
-from mmnetaug.elastic import Elastic, base_state_dict, tiny_storage
+from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_storage
 
 every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 
@@ -239,8 +239,9 @@ def test_tiny_and_large_checkpoints_load(backbone):
         assert torch.equal(value, tiny[key]), key
     for layer_name, layer in other.named_modules():
         for name in getattr(layer, "elastic_axes", {}):
-            drawn = torch.isin(layer.stored(name), tiny[f"{layer_name}.{name}"])
-            assert drawn.all(), "additional channels start at the scale of the tiny network that is loaded"
+            stored = layer.stored(name)
+            drawn = torch.isin(stored, tiny[f"{layer_name}.{name}"]) | (stored == 0)
+            assert drawn.all(), "additional channels are drawn from the tiny network that is loaded"
     other.load_state_dict(elastic.state_dict(), strict=True)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), elastic.parameters(), strict=True))
     with tiny_storage(other):
@@ -269,7 +270,28 @@ def test_the_tiny_network_starts_as_the_plain_one(backbone):
     for layer in elastic.modules():
         for name in getattr(layer, "elastic_axes", {}):
             stored = layer.stored(name).detach()
-            assert set(stored.flatten().tolist()) == set(stored[layer.base_block(name)].flatten().tolist())
+            assert (torch.isin(stored, stored[layer.base_block(name)]) | (stored == 0)).all()
+
+
+@every_backbone
+def test_every_augmented_network_starts_as_the_function_of_the_tiny_one(backbone):
+    """Same outputs and, on the tiny network's weights, same gradients; once initialised and once loaded."""
+    elastic, plain = build_pair(detector_config(backbone), torch.float64)
+    data, space = batch(dtype=torch.float64), elastic.elastic
+    space.driven = True
+    for start in (lambda: fill_new_channels(elastic), lambda: elastic.load_state_dict(plain.state_dict())):
+        start()
+        found = []
+        for widths in (space.base(), space.largest(), space.sample(0, 0)):
+            elastic.zero_grad()
+            with space.at(widths):
+                loss = loss_of(elastic, data)
+                loss.backward()
+            gradients = {name: parameter.grad for name, parameter in elastic.named_parameters()}
+            found.append({"loss": loss, **base_state_dict(elastic, elastic.state_dict() | gradients)})
+        for other in found[1:]:
+            for name in ("loss", *gradients):
+                torch.testing.assert_close(other[name], found[0][name], rtol=1e-8, atol=1e-8)
 
 
 def test_predictions_agree_with_the_stock_detector():

@@ -28,11 +28,11 @@ def elastic(model=MODEL, **kwargs):
     return build(dict(type="mmnetaug.NetAug", model=model, width=[1, 2], input_size=32, **kwargs))
 
 
-def test_matched_starts_as_the_plain_network():
+def test_preserving_starts_as_the_plain_network():
     torch.manual_seed(0)
     plain = build(MODEL)
     plain.init_weights()
-    model = elastic(init="matched")
+    model = elastic(init="preserving")
     torch.manual_seed(0)
     build(MODEL)  # draws what building draws
     model.init_weights()
@@ -64,5 +64,5 @@ def test_pretrained_weights_outlast_the_authors_init(tmp_path):
 
 
 def test_an_unknown_init_is_refused():
-    with pytest.raises(ValueError, match="'matched' or 'authors'"):
+    with pytest.raises(ValueError, match="'preserving' or 'authors'"):
         elastic(init="xavier")

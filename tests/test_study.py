@@ -134,6 +134,17 @@ def gradients_of(kind: str, **settings) -> tuple[torch.Tensor, object, torch.nn.
     return torch.cat([gradient.flatten() for gradient in gradients]), wrapper, model
 
 
+def test_matched_init_does_not_silence_new_channels():
+    model, _ = make_step("NetAugOptimWrapper")
+    model.init_weights()
+    head = model.head.fc
+    assert not head.stored("weight")[:, 64:].any()
+    cfg = Config.fromfile(ROOT / "configs/study/micro_netaug.py")
+    matched = MODELS.build(cfg.model | dict(type="mmnetaug.MatchedNetAug"))
+    matched.init_weights()
+    assert matched.head.fc.stored("weight")[:, 64:].all()
+
+
 def test_variants_of_the_step_do_what_they_are_called():
     base, _, _ = gradients_of("", alpha=0.0)
     one, _, _ = gradients_of("")

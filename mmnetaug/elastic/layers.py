@@ -115,6 +115,27 @@ class Elastic:
             index[axis.dim] = slice(axis.base)
         return tuple(index)
 
+    def fill_new(self, name: str, stored: Tensor, generator: torch.Generator, preserving: bool = True) -> None:
+        """Fills a stored parameter or buffer outside of the tiny network's part, with values drawn from that part.
+
+        New channels so start at the tiny network's scale, and constants (norm weights, statistics) are taken over.
+
+        Args:
+            name: Its name.
+            stored: Itself, at the size of the largest network; changed in place.
+            generator: Where the random numbers come from.
+            preserving: Whether weights that read new channels start at zero in place.
+        """
+        block, base = self.base_block(name), stored[self.base_block(name)].clone()
+        picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
+        stored.copy_(base.flatten()[picked].view(stored.shape))
+        stored[block] = base
+        if preserving and name == "weight" and stored.dim() > 1:
+            read = 0 if isinstance(self, nn.modules.conv._ConvTransposeNd) else 1
+            for axis in self.elastic_axes[name]:
+                if axis.dim == read:
+                    stored.narrow(read, axis.base, axis.stored - axis.base).zero_()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes parameters of the largest network, or of the tiny one into the leading block, the rest drawn from it.
 
@@ -128,19 +149,11 @@ class Elastic:
             if given.shape == stored[block].shape:
                 merged = stored.detach().clone()
                 merged[block] = given.to(merged)
-                fill_around(merged, block, torch.Generator().manual_seed(0))
+                self.fill_new(name, merged, torch.Generator().manual_seed(0))
                 state_dict[prefix + name] = merged
             elif all(given.shape[axis.dim] == axis.stored for axis in axes) and given[block].shape == stored.shape:
                 state_dict[prefix + name] = given[block]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def fill_around(stored: Tensor, block: tuple[slice, ...], generator: torch.Generator) -> None:
-    """Fills a tensor outside of a block with values drawn from the block: at its scale, constants repeated."""
-    base = stored[block].clone()
-    picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
-    stored.copy_(base.flatten()[picked].view(stored.shape))
-    stored[block] = base
 
 
 def make_layer_elastic(

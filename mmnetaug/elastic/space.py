@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
-from .layers import Elastic, fill_around
+from .layers import Elastic
 
 
 class ElasticSpace:
@@ -132,17 +132,21 @@ def tiny_storage(model: nn.Module) -> Iterator[None]:
                 put(layer, name, tensor)
 
 
-def fill_new_channels(model: nn.Module, seed: int = 0) -> None:
+def fill_new_channels(model: nn.Module, seed: int = 0, preserving: bool = True) -> None:
     """Initialises everything outside of the tiny network, by drawing from the tiny network's own values.
 
-    Every entry is a value of the same parameter's leading block at random: new channels start at exactly the scale of
-    the plain network's, constants (norm weights and statistics) are taken over, and the tiny network is untouched. The
-    global random state is left alone, so that the tiny network starts as the plain one would from the same seed.
+    Weights that read new channels start at zero, so that every augmented network starts as the function that the tiny
+    network computes (up to norms over channels), and its gradient as the tiny network's. The reason: with random
+    weights there, the two gradients of a deep network are orthogonal at first, and the augmented ones noise for
+    thousands of steps (docs/results.md). The global random state is left alone.
+
+    Args:
+        model: An elastic model; its tiny network is not changed.
+        seed: Of the values drawn.
+        preserving: False to draw the weights that read new channels, too.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in model.modules():
-            if not isinstance(layer, Elastic):
-                continue
-            for name in layer.elastic_axes:
-                fill_around(layer.stored(name), layer.base_block(name), generator)
+            for name in layer.elastic_axes if isinstance(layer, Elastic) else ():
+                layer.fill_new(name, layer.stored(name), generator, preserving)
