@@ -28,7 +28,7 @@ help:
 	@echo "             demo and test do this by themselves"
 	@echo
 	@echo "PYTHON=/path/to/python            use this environment, which has torch and OpenMMLab; installs nothing"
-	@echo "BOOTSTRAP_PYTHON=/path/to/python  the Python (3.10 or later) that .venv is made with"
+	@echo "BOOTSTRAP_PYTHON=/path/to/python  the Python (3.10 to 3.13) that .venv is made with"
 
 setup: $(READY)
 
@@ -60,8 +60,8 @@ existing:
 # Our own: see requirements.txt for why in this order. pip keeps the wheel of mmcv that it compiles, so the second
 # environment on a machine takes two minutes.
 $(INSTALLED): requirements.txt requirements-dev.txt setup.py
-	@test -n "$(BOOTSTRAP_PYTHON)" && "$(BOOTSTRAP_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: Python 3.10 or later is needed (3.11 is what the tests run on): make ... BOOTSTRAP_PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(BOOTSTRAP_PYTHON)" && "$(BOOTSTRAP_PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "error: Python 3.10 to 3.13 is needed (3.11 is what the tests run on): make ... BOOTSTRAP_PYTHON=/path/to/python"; exit 1; }
 	@"$(BOOTSTRAP_PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
 	  { echo "error: Python.h is missing, mmcv is compiled against it: install python3-dev (python3-devel)"; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || \

@@ -35,7 +35,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from scipy import stats
 
 from benchmarks.study_runs import ABLATIONS, EXPERIMENTS, TASKS, Experiment
@@ -271,6 +273,39 @@ def run_all(args: argparse.Namespace) -> None:
     sys.exit(bool(failed))
 
 
+# --- the angle between the two gradients before training --------------------------------------------------------------
+
+
+def gradients(args: argparse.Namespace) -> None:
+    """Prints how the two gradients lie to each other at the start: 8 batches, as many sampled networks."""
+    from benchmarks.study_parts import InMemoryCifar10, shared_gradients
+
+    print("| network | initialisation | cosine | length of the augmented gradient over the base one's |")
+    print("|---|---|---|---|")
+    images = InMemoryCifar10(args.cifar, "train", images_per_class=100)
+    for network in ("micro", "pretrain"):
+        for kind, init in (("NetAug", "preserving"), ("MatchedNetAug", "preserving"), ("NetAug", "authors")):
+            cfg = Config.fromfile(ROOT / f"configs/study/{network}_netaug.py")
+            cfg.model |= dict(type=f"mmnetaug.{kind}", init=init)
+            model = build_model(cfg).train()
+            torch.manual_seed(0)
+            model.init_weights()
+            space, found = model.elastic, []
+            space.driven = True
+            for number, numbers in enumerate(torch.randperm(len(images)).view(8, -1)):
+                data = model.data_preprocessor(pseudo_collate([images[int(i)] for i in numbers]))
+                pair = []
+                for widths in (space.base(), space.sample(0, number)):
+                    model.zero_grad()
+                    with space.at(widths):
+                        model(**data, mode="loss")["loss"].backward()
+                    pair.append(shared_gradients(model))
+                base, augmented = pair
+                found.append((torch.cosine_similarity(base, augmented, dim=0), augmented.norm() / base.norm()))
+            cosine, ratio = torch.tensor(found).mean(0).tolist()
+            print(f"| {network} | {kind}, {init} | {cosine:.2f} | {ratio:.2f} |", flush=True)
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +491,9 @@ def main() -> None:
     runs.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="experiments by name")
     runs.add_argument("--seeds", nargs="+", type=int, help="these alone, to spread over machines")
     runs.set_defaults(do=run_all)
+    start = commands.add_parser("gradients", help="print the angle between the two gradients before training")
+    start.add_argument("--cifar", default="data/cifar10", help="as for run")
+    start.set_defaults(do=gradients)
     commands.add_parser("report", help="write docs/results.md and its plots").set_defaults(do=report)
     args = parser.parse_args()
     args.do(args)

@@ -22,6 +22,8 @@ from mmnetaug.checkpoint import CheckpointError
 from mmnetaug.datasets import DataError, fill_config
 from mmnetaug.elastic import TraceError
 
+MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+
 
 class UserError(Exception):
     """Something that the person who typed the command can put right: shown as a message, without a traceback."""
@@ -65,11 +67,16 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options or {})
     except (OSError, SyntaxError, KeyError, TypeError, ImportError) as error:
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
+    hooks = cfg.get("default_hooks") or {}
+    for name in [name for name, hook in hooks.items() if hook is None and name not in MMENGINE_HOOKS]:
+        del hooks[name]  # default_hooks.NAME=None switches a hook off; MMEngine itself knows that of its own alone
     if getattr(args, "work_dir", None):
         cfg.work_dir = args.work_dir
     elif not cfg.get("work_dir"):
         cfg.work_dir = str(Path("work_dirs") / path.stem)
     cfg.launcher = getattr(args, "launcher", "none")
+    if cfg.launcher == "pytorch" and "RANK" not in os.environ:
+        raise UserError("--launcher pytorch needs processes that torchrun starts: tools/dist_train.sh CONFIG PROCESSES")
     if cfg.launcher != "none":
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
         if get_device() == "cpu":
@@ -83,7 +90,7 @@ def join_cpu_processes(cfg: Config) -> None:
     Raises:
         UserError: The launcher is not torchrun's.
     """
-    if cfg.launcher != "pytorch" or "RANK" not in os.environ:
+    if cfg.launcher != "pytorch":
         raise UserError("several processes without GPUs are started by torchrun, with --launcher pytorch")
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")

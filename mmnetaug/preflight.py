@@ -302,13 +302,6 @@ def _at_least(given: Tensor, own: Tensor) -> bool:
 # --- what trains it ---------------------------------------------------------------------------------------------------
 
 
-def asks_for_netaug(config: Any) -> bool:
-    """Whether a model's config has ``mmnetaug.NetAug`` somewhere in it."""
-    if isinstance(config, Mapping):
-        return type_name(config) == "NetAug" or any(asks_for_netaug(value) for value in config.values())
-    return isinstance(config, list | tuple) and any(asks_for_netaug(value) for value in config)
-
-
 def type_name(config: Mapping[str, Any]) -> str:
     """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
     kind = config.get("type", "")

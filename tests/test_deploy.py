@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import make_class_folders, make_voc_folder
+from mmdet.apis import inference_detector, init_detector
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -153,7 +154,7 @@ def exported(place) -> dict:
 
 def test_exports_compute_what_pytorch_does(place, exported):
     assert {Path(file).name for file in exported["files"]} == {
-        "large_tiny.pth", "large_tiny.onnx", "large_tiny_int8.onnx"
+        "large_tiny.pth", "large_tiny.py", "large_tiny.onnx", "large_tiny_int8.onnx"
     }  # fmt: skip
     assert {path.name for path in (place / "out").iterdir() if path.is_file()} == {
         Path(file).name for file in exported["files"]
@@ -169,6 +170,9 @@ def test_the_stock_checkpoint_is_the_tiny_network(place, exported):
     build_model(plain).load_state_dict(state, strict=True)
     _, expected = load_tiny(Config.fromfile(place / "netaug.py"), str(place / "large.pth"))
     assert all(state[name].equal(value) for name, value in expected.items())
+    model = init_detector(str(place / "out/large_tiny.py"), str(place / "out/large_tiny.pth"), device="cpu")
+    assert list(model.dataset_meta["classes"]) == list(CLASSES)
+    assert 0 < len(inference_detector(model, np.zeros((64, 64, 3), np.uint8)).pred_instances) <= 20
 
 
 def test_onnx_takes_any_batch(place, exported):

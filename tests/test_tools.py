@@ -302,6 +302,7 @@ def bad(place) -> dict[str, Path]:
         (["--cfg-options", "optim_wrapper.type=Absent"], "Absent, which is not registered"),
         (["--amp"], "needs a GPU"),
         (["--launcher", "slurm"], "started by torchrun"),
+        (["--launcher", "pytorch"], "tools/dist_train.sh"),
         (["--resume", "{place}/absent.pth"], "no checkpoint at"),
         (["--resume", "{other}"], "no meta and no optimizer and no message_hub"),
         (["--cfg-options", "load_from={other}"], "another network: of the .* tensors of the backbone, .* are absent"),
@@ -420,3 +421,12 @@ def test_work_dir_is_named_after_the_config(place):
     assert load_config(parser.parse_args([str(place / "plain.py")])).work_dir == "work_dirs/plain"
     args = parser.parse_args([str(place / "plain.py"), "--work-dir", "elsewhere"])
     assert load_config(args).work_dir == "elsewhere"
+
+
+def test_any_default_hook_can_be_switched_off(place):
+    options = ["--cfg-options", "default_hooks.channel_sort=None", "default_hooks.checkpoint=None"]
+    parser = config_parser("")
+    config = str(REPO / "configs/classification/imagenet/mobilenet_v2_tiny_netaug_in1k.py")
+    hooks = load_config(parser.parse_args([config, *options])).default_hooks
+    assert "channel_sort" not in hooks and "netaug_schedule" in hooks
+    assert hooks["checkpoint"] is None  # which MMEngine's Runner knows how to leave out

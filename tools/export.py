@@ -1,5 +1,5 @@
-"""Export the tiny network of a checkpoint: stock checkpoint, ONNX, int8 ONNX and .tflite, each verified before it is
-given its name."""
+"""Export the tiny network of a checkpoint: stock checkpoint with its config, ONNX, int8 ONNX and .tflite, each verified
+before it is given its name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
@@ -89,9 +91,12 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         images = list(calibration_images(plain, model, args.calibration_images, shape[2:]))
     if "stock" in formats:
         with replaced_when_done(out / f"{stem}.pth") as temporary:
-            save_stock(model, temporary)
+            save_stock(model, plain, temporary)
             verifier.stock(temporary)
         verifier.written(out / f"{stem}.pth")
+        with replaced_when_done(out / f"{stem}.py") as temporary:
+            Path(temporary).write_text(plain.pretty_text)
+        verifier.written(out / f"{stem}.py")
     if "onnx" in formats:
         with replaced_when_done(out / f"{stem}.onnx") as temporary:
             export_onnx(model, shape, temporary)
@@ -125,9 +130,11 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     return verifier.figures
 
 
-def save_stock(model: nn.Module, path: Path) -> None:
-    """Write the weights as any tool of OpenMMLab loads them."""
-    torch.save({"state_dict": model.state_dict(), "meta": {}}, path)
+def save_stock(model: nn.Module, cfg: Config, path: Path) -> None:
+    """Write the weights as any tool of OpenMMLab loads them, with the names of the classes."""
+    meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+    meta = {key: list(meta[key]) for key in ("classes", "palette") if meta.get(key)}
+    torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": meta}}, path)
 
 
 class Verifier:

@@ -149,7 +149,7 @@ def _row_table(rows: list[Row]) -> list[str]:
         label = NETWORKS[row.network].label + costs.get(row.config, "")
         number = "–" if row.paper is None else str(row.paper)
         options = " ".join(f"`{option}`" for option in row.options)
-        config = f"[{row.config.removeprefix('classification/')}](../configs/{row.config})"
+        config = f"[{row.config}](../configs/{row.config})"
         cells = (label, row.method, row.start, row.data, row.metric, number, config, options)
         lines.append(f"| {' | '.join(cells)} |")
     return lines

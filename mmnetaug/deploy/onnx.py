@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmnetaug.cli import UserError
 from mmnetaug.forward import tensor_forward
 
-INSTALL = 'pip install "mmnetaug[deploy]" (onnx, onnxscript, onnxruntime)'
+INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 class Raw(nn.Module):
