@@ -38,6 +38,7 @@ import matplotlib.pyplot as plt
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from scipy import stats
 
 from benchmarks.study_runs import ABLATIONS, EXPERIMENTS, TASKS, Experiment
@@ -277,14 +278,18 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def gradients(args: argparse.Namespace) -> None:
-    """Prints how the two gradients lie to each other at the start: 8 batches, as many sampled networks."""
+    """Writes how the two gradients lie to each other before training: 8 batches of 125 images, as many networks."""
     from benchmarks.study_parts import InMemoryCifar10, shared_gradients
 
-    print("| network | initialisation | cosine | length of the augmented gradient over the base one's |")
-    print("|---|---|---|---|")
+    MMLogger.get_instance("study", log_level="WARNING")  # init_weights tells of every parameter
+    rows = [("network", "initialisation", "cosine", "length of the augmented gradient over the base one's")]
     images = InMemoryCifar10(args.cifar, "train", images_per_class=100)
     for network in ("micro", "pretrain"):
-        for kind, init in (("NetAug", "preserving"), ("MatchedNetAug", "preserving"), ("NetAug", "authors")):
+        for name, kind, init in (
+            ("as it is", "NetAug", "preserving"),
+            ("matched init", "MatchedNetAug", "preserving"),
+            ("authors' init", "NetAug", "authors"),
+        ):
             cfg = Config.fromfile(ROOT / f"configs/study/{network}_netaug.py")
             cfg.model |= dict(type=f"mmnetaug.{kind}", init=init)
             model = build_model(cfg).train()
@@ -302,8 +307,10 @@ def gradients(args: argparse.Namespace) -> None:
                     pair.append(shared_gradients(model))
                 base, augmented = pair
                 found.append((torch.cosine_similarity(base, augmented, dim=0), augmented.norm() / base.norm()))
-            cosine, ratio = torch.tensor(found).mean(0).tolist()
-            print(f"| {network} | {kind}, {init} | {cosine:.2f} | {ratio:.2f} |", flush=True)
+            rows.append((network, name, *(f"{mean:.2f}" for mean in torch.tensor(found).mean(0))))
+            print(*rows[-1], sep=", ", flush=True)
+    with replaced_when_done(DOCS / "results_start.csv") as path, open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -347,7 +354,12 @@ def report(args: argparse.Namespace) -> None:
         reading.strip(),
         "",
         f"![The augmented networks' loss over the tiny network's]({plot_loss_ratios(record)})",
+        "",
+        "The two gradients before training (`python benchmarks/study.py gradients`):",
+        "",
     ]
+    header, *rows = csv.reader((DOCS / "results_start.csv").read_text().splitlines())
+    lines += [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
     for title, task in TASKS.items():
         experiments = [e for e in EXPERIMENTS if e.task == title and any((e.name, s) in record for s in e.seeds)]
         if experiments:
@@ -491,7 +503,7 @@ def main() -> None:
     runs.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="experiments by name")
     runs.add_argument("--seeds", nargs="+", type=int, help="these alone, to spread over machines")
     runs.set_defaults(do=run_all)
-    start = commands.add_parser("gradients", help="print the angle between the two gradients before training")
+    start = commands.add_parser("gradients", help="measure the angle between the two gradients before training")
     start.add_argument("--cifar", default="data/cifar10", help="as for run")
     start.set_defaults(do=gradients)
     commands.add_parser("report", help="write docs/results.md and its plots").set_defaults(do=report)
