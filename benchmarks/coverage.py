@@ -10,6 +10,8 @@ which parameters a gradient reaches, the tiny network's checkpoint, the sorting 
 * augmented: at least half of its channels take other widths, and everything holds;
 * held: fewer do (the rest stays at base width, with the reason), or it is refused with a reason; it still trains right;
 * wrong: something does not hold.
+
+*start* is how far the outputs of the largest network are from the tiny one's before training, over the largest of them.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from mmnetaug.forward import flatten_tensors
 
 WIDTH, EXPAND = [1, 1.5], [1, 1.5]
 TOLERANCE = 1e-10
+EMPTY = dict(groups=0, augmented=0, share=0.0, error=0.0, start=0.0)  # a row of a backbone that cannot be checked
 
 
 class WithReader(nn.Module):
@@ -100,10 +103,9 @@ def check(name: str, variant: str) -> dict:
     torch.manual_seed(0)
     plain = WithReader(build(name, variant), image)
     elastic = copy.deepcopy(plain)
-    row = dict(backbone=f"{name} {variant}".strip(), groups=0, augmented=0, share=0.0, held={}, error=0.0, wrong=[])
+    row = EMPTY | dict(backbone=f"{name} {variant}".strip(), held={}, wrong=[])
     try:
         space = make_elastic(elastic, lambda m, x: m(x), (channels, size, size), WIDTH, EXPAND, scope="backbone")
-        fill_new_channels(elastic, preserving=False)  # weights of zero would hide mistakes
     except TraceError as error:
         return row | dict(held={str(error): 1})
     reasons = [group.held_reason for group in space.groups if group.held_reason]
@@ -114,8 +116,10 @@ def check(name: str, variant: str) -> dict:
         share=_share(elastic),
         held=dict(held.most_common()),
     )
-    randomise(elastic)
     space.driven = True
+    row["start"] = _start(elastic, image)
+    fill_new_channels(elastic, preserving=False)  # weights of zero would hide mistakes
+    randomise(elastic)
     checks = {
         "base": lambda: _base(elastic, plain, image),
         "gradients": lambda: _gradients(elastic, plain, image, row),
@@ -146,6 +150,16 @@ def _share(elastic: nn.Module) -> float:
             augmented += sum(run.base_width for run in runs if len(run.widths) > 1)
             total += sum(run.base_width for run in runs) or layer.weight.shape[made]
     return augmented / total
+
+
+def _start(elastic: nn.Module, image: Tensor) -> float:
+    """How far the largest network's outputs are from the tiny one's before training, over the largest output."""
+    elastic, image, found = copy.deepcopy(elastic).double(), image.double(), []
+    for widths in (elastic.elastic.base(), elastic.elastic.largest()):
+        with torch.no_grad(), elastic.elastic.at(widths):
+            torch.manual_seed(1)
+            found.append(torch.cat([output.flatten() for output in elastic(image)]))
+    return ((found[0] - found[1]).abs().max() / found[0].abs().max()).item()
 
 
 def _base(elastic: nn.Module, plain: nn.Module, image: Tensor) -> None:
@@ -292,14 +306,15 @@ def main() -> None:
         try:
             row = check(name, variant)
         except Exception as error:
-            row = dict(backbone=f"{name} {variant}".strip(), groups=0, augmented=0, share=0.0, held={}, error=0.0)
-            row["wrong"] = [f"{type(error).__name__}: {error}"]
+            problem = f"{type(error).__name__}: {error}"
+            row = EMPTY | dict(backbone=f"{name} {variant}".strip(), held={}, wrong=[problem])
         row |= dict(result=verdict(row), seconds=round(time.time() - begun, 1))
         rows.append(row)
         left = (time.time() - started) / (number + 1) * (len(todo) - number - 1)
         print(
             f"{row['backbone']:34} {row['result']:9} {row['augmented']:3}/{row['groups']:3} groups "
-            f"{row['share']:4.0%} of channels  error {row['error']:.0e}  {row['seconds']:5.1f} s  [{left:4.0f} s left]",
+            f"{row['share']:4.0%} of channels  error {row['error']:.0e}  start {row['start']:.0e}  "
+            f"{row['seconds']:5.1f} s  [{left:4.0f} s left]",
             file=report,
         )
         for reason, count in row["held"].items():

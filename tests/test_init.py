@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmnetaug.elastic import Elastic, base_state_dict
+from mmnetaug.elastic import Elastic, base_state_dict, make_elastic
 
 MODEL = dict(
     type="ImageClassifier",
@@ -66,3 +66,16 @@ def test_pretrained_weights_outlast_the_authors_init(tmp_path):
 def test_an_unknown_init_is_refused():
     with pytest.raises(ValueError, match="'preserving' or 'authors'"):
         elastic(init="xavier")
+
+
+def test_a_transposed_convolution_reads_new_channels_along_its_first_dimension():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ).double()
+    image = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    expected = net(image)
+    space = make_elastic(net.float(), lambda model, x: model(x), (3, 9, 9), width=[1, 2], expand=[1, 2])
+    assert not net[3].stored("weight")[8:].any() and net[3].stored("weight")[:, 4:].any()
+    with space.at(space.largest()):
+        torch.testing.assert_close(net.double()(image), expected)
