@@ -137,8 +137,8 @@ def fill_new_channels(model: nn.Module, seed: int = 0, preserving: bool = True) 
 
     Weights that read new channels start at zero, so that every augmented network starts as the function that the tiny
     network computes (up to norms over channels), and its gradient as the tiny network's. The reason: with random
-    weights there, the two gradients of a deep network are orthogonal at first, and the augmented ones noise for
-    thousands of steps (docs/results.md). The global random state is left alone.
+    weights there, the two gradients of a deep network are orthogonal at first, the augmented ones noise to the tiny
+    network (docs/results.md). The global random state is left alone.
 
     Args:
         model: An elastic model; its tiny network is not changed.
