@@ -284,13 +284,13 @@ def gradients(args: argparse.Namespace) -> None:
     MMLogger.get_instance("study", log_level="WARNING")  # init_weights tells of every parameter
     rows = [("network", "initialisation", "cosine", "length of the augmented gradient over the base one's")]
     images = InMemoryCifar10(args.cifar, "train", images_per_class=100)
-    for network in ("micro", "pretrain"):
+    for network, config in (("micro", "micro"), ("MobileNetV3 w0.35", "pretrain")):
         for name, kind, init in (
-            ("as it is", "NetAug", "preserving"),
+            ("preserving, the default", "NetAug", "preserving"),
             ("matched init", "MatchedNetAug", "preserving"),
             ("authors' init", "NetAug", "authors"),
         ):
-            cfg = Config.fromfile(ROOT / f"configs/study/{network}_netaug.py")
+            cfg = Config.fromfile(ROOT / f"configs/study/{config}_netaug.py")
             cfg.model |= dict(type=f"mmnetaug.{kind}", init=init)
             model = build_model(cfg).train()
             torch.manual_seed(0)
@@ -436,8 +436,8 @@ def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
         axes.set(xlabel="epoch", ylabel="cosine of the two gradients\non the tiny network's weights")
         axes.grid(alpha=0.3)
         axes.legend()
-        save(figure, "results_cosine.png")
-        lines += ["", "![Cosine between base and augmented gradients](results_cosine.png)"]
+        save(figure, f"results_{name}_cosine.png")
+        lines += ["", f"![Cosine between base and augmented gradients](results_{name}_cosine.png)"]
     swept = [e for e in experiments if e.sizes and any((e.baseline, s) in record for s in e.seeds)]
     if swept:
         lines += ["", "AP50 of every checkpoint at several input sizes, and what is saved at equal AP50:", ""]
@@ -461,7 +461,7 @@ def sweep_table(record: dict, experiments: list[Experiment]) -> list[str]:
             for s in seeds
             if (saving := macs_saved(*(points(record, BY_NAME[name], [s]) for name in (e.baseline, e.name))))
         ]
-        saving = macs_saved(points(record, BY_NAME[e.baseline]), points(record, e))
+        saving = macs_saved(points(record, BY_NAME[e.baseline], seeds), points(record, e, seeds))
         sizes = ", ".join(f"{point.size}: {100 * point.accuracy:.1f}" for point in points(record, e))
         each = ", ".join(f"{mean:+.0%}" for mean in found)
         lines.append(f"| {e.name} | {e.baseline} | {sizes} | {saving or 'no common range'} | {each} |")
