@@ -2,6 +2,7 @@
 
     python benchmarks/study.py run --cifar data/cifar10 --cards data/cards --jobs 2   # start it again and it goes on
     python benchmarks/study.py run --only "micro*"                                    # these experiments alone
+    python benchmarks/study.py gradients --cifar data/cifar10            # how the two gradients lie before training
     python benchmarks/study.py report                                    # tables, curves and plots of what is finished
 
 Every finished run is a line of docs/results.csv, and is not run again. Figures are of the last epoch, not the best.

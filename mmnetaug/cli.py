@@ -23,6 +23,7 @@ from mmnetaug.datasets import DataError, fill_config
 from mmnetaug.elastic import TraceError
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+"""What Runner.register_default_hooks knows how to leave out."""
 
 
 class UserError(Exception):

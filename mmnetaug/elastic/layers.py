@@ -126,7 +126,8 @@ class Elastic:
             generator: Where the random numbers come from.
             preserving: Whether weights that read new channels start at zero in place.
         """
-        block, base = self.base_block(name), stored[self.base_block(name)].clone()
+        block = self.base_block(name)
+        base = stored[block].clone()
         picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
         stored.copy_(base.flatten()[picked].view(stored.shape))
         stored[block] = base
