@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmnetaug import NetAugScheduleHook
-from mmnetaug.elastic import Elastic, base_state_dict, sort_hidden_channels
+from mmnetaug.elastic import Elastic, base_state_dict, make_elastic, sort_hidden_channels
 from mmnetaug.engine import hooks as hooks_module
 
 RATE = 0.01
@@ -253,6 +253,24 @@ def test_sorting_puts_the_most_read_channels_first():
         if block.se is not None:
             norms = block.se.conv2.conv.stored("weight").detach().abs().sum((0, 2, 3))
             assert (norms.diff() <= 1e-6).all()
+
+
+def test_sorting_knows_what_a_transposed_convolution_reads():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU(), nn.ConvTranspose2d(12, 6, 2, 2), nn.ReLU(),
+        nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    roles = {"2": "expand", "4": "width"}
+    space = make_elastic(net, lambda model, x: model(x), (3, 8, 8), width=[1, 2], expand=[1, 2], roles=roles)
+    nn.init.normal_(net[4].stored("weight"))
+    image = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), space.at(space.largest()):
+        before = net(image)
+        sort_hidden_channels(net)
+        torch.testing.assert_close(net(image), before)
+    norms = net[4].stored("weight").detach().abs().sum((1, 2, 3))
+    assert (norms.diff() <= 1e-6).all()
 
 
 # A whole run by MMEngine's Runner -------------------------------------------------------------------------------------

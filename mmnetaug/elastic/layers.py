@@ -93,6 +93,11 @@ class Elastic:
     elastic_axes: dict[str, tuple[Axis, ...]]
     elastic_counts: dict[str, tuple[Axis, Count]]
 
+    @property
+    def read_dim(self) -> int:
+        """Dimension of ``weight`` along the channels that the layer mixes into others."""
+        return 0 if isinstance(self, nn.modules.conv._ConvTransposeNd) else 1
+
     def stored(self, name: str) -> Tensor:
         """The parameter or buffer of the largest network."""
         tensor = self._parameters.get(name)
@@ -132,10 +137,9 @@ class Elastic:
         stored.copy_(base.flatten()[picked].view(stored.shape))
         stored[block] = base
         if preserving and name == "weight" and stored.dim() > 1:
-            read = 0 if isinstance(self, nn.modules.conv._ConvTransposeNd) else 1
             for axis in self.elastic_axes[name]:
-                if axis.dim == read:
-                    stored.narrow(read, axis.base, axis.stored - axis.base).zero_()
+                if axis.dim == self.read_dim:
+                    stored.narrow(axis.dim, axis.base, axis.stored - axis.base).zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes parameters of the largest network, or of the tiny one into the leading block, the rest drawn from it.

@@ -42,14 +42,14 @@ def _orders(model: nn.Module) -> dict[int, Tensor]:
     with torch.no_grad():
         for layer in model.modules():
             axes = getattr(layer, "elastic_axes", {}).get("weight", ()) if isinstance(layer, Elastic) else ()
-            made = [run for axis in axes if axis.dim == 0 for run in axis.runs]
+            made = [run for axis in axes if axis.dim != layer.read_dim for run in axis.runs]
             if any(run.role == "squeeze" for run in made):
                 continue  # a gate reads the channels too, but the projection decides
             for axis in axes:
-                if axis.dim != 1:
+                if axis.dim != layer.read_dim:
                     continue
                 weight = layer.stored("weight").abs()
-                norms = weight.sum([dim for dim in range(weight.dim()) if dim != 1])
+                norms = weight.sum([dim for dim in range(weight.dim()) if dim != axis.dim])
                 for run, places in zip(axis.runs, axis.places(), strict=True):
                     importance[run] = importance.get(run, 0) + norms[places.to(norms.device)]
     orders = {}
