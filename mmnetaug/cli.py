@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from mmnetaug.checkpoint import CheckpointError
 from mmnetaug.datasets import DataError, fill_config
@@ -140,11 +138,6 @@ def reported_as_user_error(what: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, TraceError) as error:
         raise UserError(f"{what}: {type(error).__name__}: {error}") from error
-
-
-def unwrapped_model(runner: Runner) -> nn.Module:
-    """The runner's model without the wrapper of distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def lies_in(path: str, folder: str) -> bool:

@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
-from mmnetaug.cli import UserError, build_runner, unwrapped_model
+from mmnetaug.cli import UserError, build_runner
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
+from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, is_detector, untraced_readers
 from mmnetaug.preflight import build_model, check_weights, read_checkpoint, type_name
 
@@ -224,7 +225,7 @@ def evaluate(
         if type_name(evaluator) == "VOCMetric":  # one threshold: its mean is AP50 in full
             evaluator["iou_thrs"] = 0.5
     runner = build_runner(cfg)
-    model = unwrapped_model(runner)
+    model = unwrapped(runner.model)
     model.load_state_dict(state, strict=True)
     size = size or find_input_shape(cfg, model)[2:]
     fix_input(model, size)

@@ -25,11 +25,11 @@ from mmnetaug.cli import (
     replaced_when_done,
     reported_as_user_error,
     run_tool,
-    unwrapped_model,
 )
 from mmnetaug.datasets import check_data
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
+from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.evaluation import fix_input, replace_network, without_netaug
 from mmnetaug.preflight import check_weights, read_checkpoint, type_name
 
@@ -77,7 +77,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             path = stack.enter_context(replaced_when_done(args.out)) if is_main_process() else args.out
             dump_predictions(cfg, str(path))
         runner = build_runner(cfg)
-        model = unwrapped_model(runner)
+        model = unwrapped(runner.model)
         if exported:
             with reported_as_user_error("the size of the input is unknown"):
                 shape = find_input_shape(cfg, model)

@@ -24,9 +24,9 @@ from mmnetaug.cli import (
     lies_in,
     load_config,
     run_tool,
-    unwrapped_model,
 )
 from mmnetaug.datasets import check_data
+from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.preflight import (
     check_pretrained,
     check_resumable,
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> None:
     reports = check_data(cfg) if is_main_process() else []
 
     runner = build_runner(cfg)
-    model = unwrapped_model(runner)
+    model = unwrapped(runner.model)
     check_training(cfg, model)
     lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint)]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from ..registry import HOOKS
 from .lean import make_lean
-from .optim_wrapper import _NetAugStep
+from .optim_wrapper import _NetAugStep, unwrapped
 
 
 @HOOKS.register_module()
@@ -93,7 +92,7 @@ class ChannelSortHook(Hook):
         if not self._due or wrapper.inner_count % wrapper._accumulative_counts:
             return
         self._due = False
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
         for name, module in model.named_modules():
             if isinstance(getattr(module, "elastic", None), ElasticSpace):
@@ -111,7 +110,7 @@ class ChannelsLastHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Has the backbone read its images in channels-last."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         model.backbone.register_forward_pre_hook(_to_channels_last)
         make_lean(model)
 
@@ -186,7 +185,7 @@ class TinyCheckpointHook(CheckpointHook):
 
 
 def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)  # this run's own
     meta = checkpoint["meta"]
     return {

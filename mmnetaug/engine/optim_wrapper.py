@@ -138,8 +138,8 @@ class _NetAugStep:
         self._spaces = find_spaces(model)
         if not self._spaces:
             raise RuntimeError(
-                f"{type(self).__name__} trains elastic models, and nothing in {type(_unwrap(model)).__name__} is: wrap "
-                "the model's config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's optimizer wrapper."
+                f"{type(self).__name__} trains elastic models, and nothing in {type(unwrapped(model)).__name__} is: "
+                "wrap its config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's optimizer wrapper."
             )
         if self._clips_apart() and getattr(model, "gradient_as_bucket_view", False):
             raise RuntimeError(
@@ -177,7 +177,7 @@ class _NetAugStep:
             stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}"))
             with super().optim_context(model):
                 losses = model(*args, **kwargs)
-            loss, _ = _unwrap(model).parse_losses(losses)
+            loss, _ = unwrapped(model).parse_losses(losses)
             # Backward inside of the context: activation checkpointing recomputes at the sampled widths.
             self.backward(self.scale_loss(self.alpha * loss))
         self.message_hub.update_scalar("train/loss_aug", loss.item())
@@ -251,7 +251,8 @@ def _first_images(args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tu
     return tuple(map(cut, args)), {key: cut(value) for key, value in kwargs.items()}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without the wrapper of distributed training."""
     return model.module if is_model_wrapper(model) else model
 
 
