@@ -42,7 +42,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from scipy import stats
 
-from benchmarks.study_runs import ABLATIONS, EXPERIMENTS, TASKS, Experiment
+from benchmarks.study_runs import EXPERIMENTS, TASKS, Experiment
 from mmnetaug.analysis.cost import count_cost
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.cli import replaced_when_done
@@ -399,7 +399,7 @@ def plot_loss_ratios(record: dict) -> str:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for e in EXPERIMENTS:
         series = [record[e.name, s]["loss_ratio"] for s in e.seeds if (e.name, s) in record]
-        if e.netaug and series and e.task != ABLATIONS:
+        if series and e.netaug and not BY_NAME[e.baseline].netaug:  # no ablations
             means = {epoch: statistics.mean(ratios[epoch] for ratios in series) for epoch in series[0]}
             axes.plot([epoch / e.epochs for epoch in means], list(means.values()), label=e.name)
     axes.axhline(1, color="black", linewidth=0.8)
@@ -439,7 +439,7 @@ def plots(record: dict, task: str, experiments: list[Experiment]) -> list[str]:
         axes.legend()
         save(figure, f"results_{name}_cosine.png")
         lines += ["", f"![Cosine between base and augmented gradients](results_{name}_cosine.png)"]
-    swept = [e for e in experiments if e.sizes and any((e.baseline, s) in record for s in e.seeds)]
+    swept = [e for e in experiments if len(e.sizes) > 1 and any((e.baseline, s) in record for s in e.seeds)]
     if swept:
         lines += ["", "AP50 of every checkpoint at several input sizes, and what is saved at equal AP50:", ""]
         lines += sweep_table(record, swept)

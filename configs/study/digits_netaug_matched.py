@@ -1,7 +1,5 @@
 """The demo with the initialisation of new channels that NetAug had first, which the study compares with."""
 
-_base_ = "../yolov3_mbv3_w035_netaug_digits.py"
-
-custom_imports = dict(imports=["mmnetaug", "benchmarks.study_parts"])
+_base_ = "./digits_netaug.py"
 
 model = dict(type="mmnetaug.MatchedNetAug")
