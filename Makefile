@@ -70,6 +70,8 @@ $(INSTALLED): requirements.txt requirements-dev.txt setup.py
 	@test -x $(VENV)/bin/pip || "$(BOOTSTRAP_PYTHON)" -m venv $(VENV)
 	@echo "==> 2/4 torch and what mmcv is built with"
 	$(PIP) install -q -c requirements.txt torch torchvision setuptools wheel packaging ninja psutil
+	@$(VENV)/bin/python -c "import sys, torch; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(torch.cuda.is_available() and not CUDA_HOME)" || \
+	  { echo "error: a GPU but no CUDA toolkit (nvcc), which mmcv's operators are compiled with for it: install it, or hide the GPU: CUDA_VISIBLE_DEVICES= make ..."; exit 1; }
 	@echo "==> 3/4 mmcv: compiling its operators takes 7-9 minutes on 2 cores; seconds if pip has kept the wheel"
 	MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} MMCV_WITH_OPS=1 FORCE_CUDA=0 \
 	  $(PIP) install -c requirements.txt --no-build-isolation onedl-mmcv
