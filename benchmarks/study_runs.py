@@ -213,6 +213,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         baseline="micro",
     ),
     _micro("micro, twice the learning rate", "micro", _DOUBLED, baseline="micro, NetAug"),
+    _micro("micro, 60 epochs", "micro", epochs=60, baseline="micro, NetAug"),
     _control("ResNet-18", "resnet18", ""),
     _control("ResNet-18, NetAug", "resnet18_netaug", "ResNet-18"),
     _control("ResNet-18, twice the learning rate", "resnet18", "ResNet-18, NetAug", _DOUBLED),
