@@ -1,6 +1,6 @@
 """The study's manifest: which runs, with which seeds and budgets. Every run is committed here before it is run.
 
-Two CPU cores take some fifteen hours for all of it. The order is that of interest: who stops early has the main results.
+Two CPU cores take fifteen hours for all of it. The order is that of interest: who stops early has the main results.
 
 The experiments called "matched init" were run first, and showed what was wrong with it; NetAug's own initialisation of
 new channels has been another since (``mmnetaug.elastic.fill_new_channels``).
