@@ -397,6 +397,7 @@ def table(record: dict, experiments: Iterable[Experiment]) -> list[str]:
 def plot_loss_ratios(record: dict) -> str:
     """Draws over training whether the augmented networks are ahead of the tiny one; returns the file's name."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
+    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     for e in EXPERIMENTS:
         series = [record[e.name, s]["loss_ratio"] for s in e.seeds if (e.name, s) in record]
         if series and e.netaug and not BY_NAME[e.baseline].netaug:  # no ablations
@@ -405,7 +406,7 @@ def plot_loss_ratios(record: dict) -> str:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xlabel="share of the training", ylabel="augmented networks' loss / tiny network's")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, "results_loss_ratio.png")
     return "results_loss_ratio.png"
 

@@ -120,27 +120,27 @@ class Experiment:
         return self.epochs * (3.5 if self.netaug else 1)
 
 
-def _micro(name: str, config: str, *options: str, epochs: int = 30, baseline: str = "", **more) -> Experiment:
-    options = (f"train_cfg.max_epochs={epochs}", *options)
-    return Experiment(name, MICRO, f"study/{config}.py", "study/micro.py", epochs, baseline, options, **more)
-
-
 _OFF = ("default_hooks.netaug_schedule.width_until=0", "default_hooks.netaug_schedule.expand_until=0")
 _MATCHED = "model.type=mmnetaug.MatchedNetAug"
 _MEASURED = "optim_wrapper.type=mmnetaug.MeasuringOptimWrapper"  # logs the angle between the two gradients
-
-
 _DOUBLED = "optim_wrapper.optimizer.lr=0.2"
 
 
+def _classifier(name: str, task: str, config: str, plain: str, epochs: int, *options: str, **more) -> Experiment:
+    options = (f"train_cfg.max_epochs={epochs}", *options)
+    return Experiment(name, task, f"study/{config}.py", f"study/{plain}.py", epochs, options=options, **more)
+
+
+def _micro(name: str, config: str, *options: str, epochs: int = 30, **more) -> Experiment:
+    return _classifier(name, MICRO, config, "micro", epochs, *options, **more)
+
+
 def _pretraining(name: str, *options: str, config: str = "pretrain_netaug", epochs: int = 20, **more) -> Experiment:
-    options = (f"train_cfg.max_epochs={epochs}", *options)
-    return Experiment(name, PRETRAINING, f"study/{config}.py", "study/pretrain.py", epochs, options=options, **more)
+    return _classifier(name, PRETRAINING, config, "pretrain", epochs, *options, **more)
 
 
-def _control(name: str, config: str, baseline: str, *options: str, epochs: int = 30) -> Experiment:
-    options = (f"train_cfg.max_epochs={epochs}", *options)
-    return Experiment(name, CONTROL, f"study/{config}.py", "study/resnet18.py", epochs, baseline, options)
+def _control(name: str, config: str, *options: str, epochs: int = 30, baseline: str = "") -> Experiment:
+    return _classifier(name, CONTROL, config, "resnet18", epochs, *options, baseline=baseline)
 
 
 def _detector(
@@ -204,7 +204,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     _micro("micro, authors' init", "micro_netaug", "model.init=authors", *_OFF, baseline="micro"),
     _micro("micro, NetAug, authors' init", "micro_netaug", "model.init=authors", baseline="micro, authors' init"),
-    Experiment("teacher", MICRO, "study/teacher.py", "study/teacher.py", 20, "", ("train_cfg.max_epochs=20",), (0,)),
+    _classifier("teacher", MICRO, "teacher", "teacher", 20, seeds=(0,)),
     _micro("micro, KD", "micro_kd", needs=("teacher",), baseline="micro"),
     _micro("micro, NetAug + KD", "micro_netaug_kd", needs=("teacher",), baseline="micro, KD"),
     _micro(
@@ -216,11 +216,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     _micro("micro, twice the learning rate", "micro", _DOUBLED, baseline="micro, NetAug"),
     _micro("micro, 60 epochs", "micro", epochs=60, baseline="micro, NetAug"),
-    _control("ResNet-18", "resnet18", ""),
-    _control("ResNet-18, NetAug", "resnet18_netaug", "ResNet-18"),
-    _control("ResNet-18, twice the learning rate", "resnet18", "ResNet-18, NetAug", _DOUBLED),
-    _control("ResNet-18, 60 epochs", "resnet18", "ResNet-18, NetAug", epochs=60),
-    _control("ResNet-18, 60 epochs, NetAug", "resnet18_netaug", "ResNet-18, 60 epochs", epochs=60),
+    _control("ResNet-18", "resnet18"),
+    _control("ResNet-18, NetAug", "resnet18_netaug", baseline="ResNet-18"),
+    _control("ResNet-18, twice the learning rate", "resnet18", _DOUBLED, baseline="ResNet-18, NetAug"),
+    _control("ResNet-18, 60 epochs", "resnet18", epochs=60, baseline="ResNet-18, NetAug"),
+    _control("ResNet-18, 60 epochs, NetAug", "resnet18_netaug", epochs=60, baseline="ResNet-18, 60 epochs"),
     _pretraining("pre-training, twice the learning rate", _DOUBLED, config="pretrain", baseline="pre-training, NetAug"),
     _pretraining("pre-training, 40 epochs", config="pretrain", epochs=40, baseline="pre-training, NetAug"),
     _digits("digits, 14 epochs", _DIGITS, epochs=14, plotted=True),

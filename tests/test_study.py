@@ -65,6 +65,7 @@ def test_comparisons_are_fair():
                 experiment.task,
                 experiment.size,
             )
+            assert experiment.sizes in (baseline.sizes, baseline.sizes and (baseline.size,))
             longer = baseline.netaug and not experiment.netaug  # plain training may have NetAug's time
             assert experiment.epochs in ((baseline.epochs, 2 * baseline.epochs) if longer else (baseline.epochs,))
             assert set(experiment.seeds) <= set(baseline.seeds)
