@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +22,7 @@ from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, is_detector, untraced_readers
 from mmnetaug.preflight import build_model, check_weights, read_checkpoint, type_name
+from mmnetaug.terminal import Progress
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
 """Maps a batch (N, C, H, W) float32 to what :func:`mmnetaug.forward.tensor_forward` returns."""
@@ -233,23 +232,6 @@ def evaluate(
         replace_network(model, run, size)
     runner.register_hook(_ProgressHook())
     return headline(runner.test())
-
-
-class Progress:
-    """Says on standard error every five seconds how far something is, and how long it will still take."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
-        self.start = self.said = time.monotonic()
-
-    def step(self) -> None:
-        """One more is done."""
-        self.done += 1
-        now = time.monotonic()
-        if now - self.said > 5 and self.done < self.total:
-            left = (now - self.start) / self.done * (self.total - self.done)
-            print(f"{self.title}: {self.done} of {self.total}, {left:.0f} s left", file=sys.stderr, flush=True)
-            self.said = now
 
 
 class _ProgressHook(Hook):

@@ -20,6 +20,7 @@ from mmnetaug.cli import UserError, reported_as_user_error
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from mmnetaug.models import DistilledClassifier
+from mmnetaug.terminal import few
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -109,7 +110,7 @@ class NetworkReport:
             lines.append(f"  {role:<8} {len(of_role):>6}  {base:>12}  {largest:>14}")
         for reason in dict.fromkeys(group.held_reason for group in held):
             names = [group.name for group in held if group.held_reason == reason]
-            lines.append(f"  at base  {len(names):>6}  {reason}: {_few(names)}")
+            lines.append(f"  at base  {len(names):>6}  {reason}: {few(names, 3)}")
         return lines
 
 
@@ -181,12 +182,12 @@ def check_weights(
     absent = [name for name in misfits if name.startswith(part) and name not in given]
     reshaped = [name for name in misfits if name.startswith(part) and name in given]
     if not reshaped and len(absent) <= (0 if complete else len(of_part) / 4):
-        rest = f", all but {len(misfits)} tensors ({_few(misfits)}), which start anew" if misfits else ""
+        rest = f", all but {len(misfits)} tensors ({few(misfits, 3)}), which start anew" if misfits else ""
         return f"weights: from {source}{rest}"
 
     faults = []
     if absent:
-        faults.append(f"{len(absent)} are absent ({_few(absent)})")
+        faults.append(f"{len(absent)} are absent ({few(absent, 3)})")
     if reshaped:
         name = reshaped[0]
         shapes = f"{_shape(given[name])} instead of {_shape(tiny[name])}"
@@ -339,7 +340,3 @@ def check_training(cfg: Config, model: nn.Module) -> None:
 def _range(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low}..{high}"
-
-
-def _few(names: Sequence[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

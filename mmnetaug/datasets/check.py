@@ -8,8 +8,6 @@ and that its images can be read.
 
 import json
 import random
-import sys
-import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +22,14 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mmnetaug.terminal import Progress, few
+
 from .classification import few_images, find_faults
 from .voc import VOCLayoutDataset
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
 OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), that sample alone is looked at
 NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # parts with classes of their own, or none
-PROGRESS_EVERY = 5  # seconds
 THREADS = 4  # Pillow decodes without holding the interpreter's lock
 
 VOC_LAYOUT = """    {root}/
@@ -97,14 +96,13 @@ class DatasetReport:
         return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
 
 
-def check_data(cfg: Config, splits: Sequence[str] = ("train", "val"), check_all: bool = False) -> list[DatasetReport]:
+def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[DatasetReport]:
     """Check the data sets of a config, and that they, their evaluators and the model's head agree.
 
     Args:
         cfg: A whole config.
         splits: Which of ``<split>_dataloader`` to check; one that the config does not have, or that reads the same
             data as an earlier one, is passed over.
-        check_all: Decode every image however many there are.
 
     Returns:
         One report per data set checked.
@@ -119,7 +117,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val"), check_all:
         if dataset is None or dataset in seen:
             continue
         seen.append(dataset)
-        report = _inspect(dataset, split, check_all)
+        report = _inspect(dataset, split)
         _find_absent_classes(report, split == "train")
         for evaluator in _as_list(cfg.get(f"{split}_evaluator")):
             if evaluator.get("ann_file") and not Path(evaluator["ann_file"]).is_file():
@@ -129,25 +127,23 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val"), check_all:
         if other.classes and reports[0].classes and other.classes != reports[0].classes:
             other.problems.append(
                 f"its classes are not those of {reports[0].name}, in the same order: "
-                f"{_few(other.classes)} against {_few(reports[0].classes)}"
+                f"{few(other.classes)} against {few(reports[0].classes)}"
             )
     expected = head_num_classes(cfg.get("model") or {})
     if reports and reports[0].classes and expected and len(reports[0].classes) not in expected:
         reports[0].problems.append(
-            f"the model's head has num_classes={_few(sorted(expected))}, the data {len(reports[0].classes)} classes"
+            f"the model's head has num_classes={few(sorted(expected))}, the data {len(reports[0].classes)} classes"
         )
     _raise_problems(reports)
     return reports
 
 
-def check_dataset(dataset: dict, name: str = "train", check_all: bool = False) -> DatasetReport:
-    """Check one data set.
+def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
+    """Check one data set; of more than 2000 images, a fixed sample of 1000 is decoded to the end.
 
     Args:
         dataset: Its config, wrappers included. Its ``type`` must be registered.
         name: Used in messages; a class without any object is an error in ``'train'`` and a warning elsewhere.
-        check_all: Decode every image however many there are. Otherwise, of more than 2000 images, a fixed sample of
-            1000 is decoded, and of the others existence and the end of the file are checked.
 
     Returns:
         What was found.
@@ -155,7 +151,7 @@ def check_dataset(dataset: dict, name: str = "train", check_all: bool = False) -
     Raises:
         DataError: With all problems.
     """
-    report = _inspect(dataset, name, check_all)
+    report = _inspect(dataset, name)
     _find_absent_classes(report, name == "train")
     _raise_problems([report])
     return report
@@ -186,14 +182,14 @@ def _raise_problems(reports: Iterable[DatasetReport]) -> None:
         raise DataError("\n".join([*parts, *hints]))
 
 
-def _inspect(dataset: dict, name: str, check_all: bool, later_steps: Sequence = ()) -> DatasetReport:
+def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetReport:
     """Check one data set, going into wrappers, without raising; ``later_steps`` are the wrappers' pipelines."""
     steps = [*(dataset.get("pipeline") or ()), *later_steps]
     if dataset.get("datasets"):
-        parts = [_inspect(part, f"{name}[{i}]", check_all, steps) for i, part in enumerate(dataset["datasets"])]
+        parts = [_inspect(part, f"{name}[{i}]", steps) for i, part in enumerate(dataset["datasets"])]
         return _merge(parts, name)
     if "dataset" in dataset:
-        return _inspect(dataset["dataset"], name, check_all, steps)
+        return _inspect(dataset["dataset"], name, steps)
 
     report = DatasetReport(name)
     with DATASETS.switch_scope_and_registry(None) as registry:
@@ -227,9 +223,9 @@ def _inspect(dataset: dict, name: str, check_all: bool, later_steps: Sequence = 
     report.images = report.images or len(sizes)
     if not report.images and not report.problems:
         report.problems.append(f"no image in it ({lazy.ann_file or lazy.data_prefix})")
-    if not report.problems and (few := few_images(type(lazy).__name__, dataset, report.images)):
-        report.warnings.append(few)
-    _check_images(sizes, report, check_all)
+    if not report.problems and (warning := few_images(type(lazy).__name__, dataset, report.images)):
+        report.warnings.append(warning)
+    _check_images(sizes, report)
     return report
 
 
@@ -252,13 +248,13 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
     absent = [name for name in report.classes if not report.objects[name]]
     unknown = {name: n for name, n in report.objects.items() if name not in report.classes}
     if absent and report.objects:
-        text = f"no annotation has the class {_few(absent)}"
+        text = f"no annotation has the class {few(absent)}"
         if needed and set(absent) - report.listed:
-            report.problems.append(f"{text}; the annotations have {_few(sorted(report.objects), 100)}")
+            report.problems.append(f"{text}; the annotations have {few(sorted(report.objects), 100)}")
         else:
             report.warnings.append(text)
     if unknown:
-        shown = _few([f"{name} ({n})" for name, n in unknown.items()])
+        shown = few([f"{name} ({n})" for name, n in unknown.items()])
         report.warnings.append(f"{sum(unknown.values())} objects are of classes not in the config, and unused: {shown}")
 
 
@@ -306,12 +302,12 @@ def _inspect_voc(dataset: XMLDataset, report: DatasetReport, drops_empty_boxes: 
             elif size and (x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]):
                 outside.append(f"{xml.name} {name} [{x1}, {y1}, {x2}, {y2}] in {size[0]}x{size[1]}")
     if no_xml:
-        report.problems.append(f"{len(no_xml)} listed images have no annotation file: {_few(no_xml)}")
+        report.problems.append(f"{len(no_xml)} listed images have no annotation file: {few(no_xml)}")
     if broken:
-        report.problems.append(f"{len(broken)} annotation files cannot be read: {_few(broken)}")
+        report.problems.append(f"{len(broken)} annotation files cannot be read: {few(broken)}")
     if empty and not drops_empty_boxes:
         report.problems.append(
-            f"{len(empty)} boxes without area would reach the loss, set filter_cfg=dict(bbox_min_size=1): {_few(empty)}"
+            f"{len(empty)} boxes without area would reach the loss, set filter_cfg=dict(bbox_min_size=1): {few(empty)}"
         )
         empty = []
     _note_boxes(report, empty, outside)
@@ -363,10 +359,10 @@ def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tupl
     if set(order) != set(report.classes):
         lost = [name for name in report.classes if name not in order]
         report.problems.append(
-            f"no category of {ann_file.name} is called {_few(lost)}; it has {_few(categories.values())}"
+            f"no category of {ann_file.name} is called {few(lost)}; it has {few(categories.values())}"
         )
     elif tuple(order) != report.classes:
-        report.problems.append(f"the classes must be listed in the order of {ann_file.name}: {_few(order, 100)}")
+        report.problems.append(f"the classes must be listed in the order of {ann_file.name}: {few(order, 100)}")
 
     empty, outside, incomplete, orphans = [], [], [], []
     for one in annotations:
@@ -384,9 +380,9 @@ def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tupl
         elif x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1:
             outside.append(f"{label} {name} {one['bbox']} in {image['width']}x{image['height']}")
     if incomplete:
-        report.problems.append(f"{len(incomplete)} annotations lack bbox, area, iscrowd or an id: {_few(incomplete)}")
+        report.problems.append(f"{len(incomplete)} annotations lack bbox, area, iscrowd or an id: {few(incomplete)}")
     if orphans:
-        report.problems.append(f"{len(orphans)} annotations are of no listed image or category: {_few(orphans)}")
+        report.problems.append(f"{len(orphans)} annotations are of no listed image or category: {few(orphans)}")
     _note_boxes(report, empty, outside)
     if sizes and not report.objects and not dataset.test_mode and not report.problems:
         report.problems.append("no object is annotated in it")
@@ -395,9 +391,9 @@ def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tupl
 
 def _note_boxes(report: DatasetReport, empty: list[str], outside: list[str]) -> None:
     if empty:
-        report.warnings.append(f"{len(empty)} boxes have no area, training leaves them out: {_few(empty)}")
+        report.warnings.append(f"{len(empty)} boxes have no area, training leaves them out: {few(empty)}")
     if outside:
-        report.warnings.append(f"{len(outside)} boxes reach beyond their image: {_few(outside)}")
+        report.warnings.append(f"{len(outside)} boxes reach beyond their image: {few(outside)}")
 
 
 # --- any other data set -----------------------------------------------------------------------------------------------
@@ -426,7 +422,7 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
             else:
                 report.objects[report.classes[label]] += 1
     if beyond:
-        report.problems.append(f"{len(beyond)} labels are not below {len(report.classes)} classes: {_few(beyond)}")
+        report.problems.append(f"{len(beyond)} labels are not below {len(report.classes)} classes: {few(beyond)}")
     report.images = len(dataset)
     return sizes
 
@@ -434,10 +430,10 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _check_images(sizes: dict[str, tuple | None], report: DatasetReport, check_all: bool) -> None:
+def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None:
     """Check that images exist and can be decoded, and that their size is the annotated one."""
     chosen = set(sizes)
-    if len(sizes) > DECODE_ALL_UP_TO and not check_all:
+    if len(sizes) > DECODE_ALL_UP_TO:
         chosen = set(random.Random(0).sample(sorted(sizes), DECODE_ALL_UP_TO // 2))
         if len(sizes) > OPEN_ALL_UP_TO:
             sizes = {path: sizes[path] for path in chosen}
@@ -455,7 +451,9 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport, check_a
 
     absent, damaged, resized = [], [], []
     with ThreadPoolExecutor(THREADS) as pool:
-        for path, found in _with_progress(pool.map(check, sizes), len(sizes), f"checking the {report.name} images"):
+        progress = Progress(f"checking the {report.name} images", len(sizes))
+        for path, found in pool.map(check, sizes):
+            progress.step()
             if found == "absent":
                 absent.append(path)
             elif isinstance(found, str):
@@ -465,13 +463,13 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport, check_a
                 if sizes[path] is not None and found != tuple(sizes[path]):
                     resized.append(f"{path} ({found[0]}x{found[1]}, annotated {sizes[path][0]}x{sizes[path][1]})")
     if absent:
-        report.problems.append(f"{len(absent)} annotated images are absent: {_few(absent)}")
+        report.problems.append(f"{len(absent)} annotated images are absent: {few(absent)}")
     if damaged:
         report.problems.append(
-            f"{len(damaged)} images are damaged, restore them or take them off the list: {_few(damaged)}"
+            f"{len(damaged)} images are damaged, restore them or take them off the list: {few(damaged)}"
         )
     if resized:
-        report.warnings.append(f"{len(resized)} images are not of the annotated size: {_few(resized)}")
+        report.warnings.append(f"{len(resized)} images are not of the annotated size: {few(resized)}")
 
 
 def _ends_properly(path: str) -> bool:
@@ -490,24 +488,6 @@ def _decode(path: str) -> tuple[int, int]:
         image.load()
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: OpenCV turns the image when loading it
         return image.size[::-1] if turned else image.size
-
-
-def _with_progress(items: Iterable, total: int, title: str) -> Iterator:
-    """Say every few seconds, on standard error, how far it is and how long the rest will take."""
-    start = said = time.monotonic()
-    for done, item in enumerate(items, 1):
-        now = time.monotonic()
-        if now - said > PROGRESS_EVERY:
-            said = now
-            left = (now - start) * (total - done) / done
-            print(f"{title}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)
-        yield item
-
-
-def _few(items: Iterable, most: int = 5) -> str:
-    """The first few of some items, and how many more there are."""
-    items = [str(item) for item in items]
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _as_list(value: dict | list | None) -> list:
