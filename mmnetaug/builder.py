@@ -108,7 +108,7 @@ def _init_weights(model: nn.Module, init: str) -> None:
     """The plain model's own initialisation, which sees the tiny network alone; then that of the new channels.
 
     Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels there are,
-    and fills the others around a tiny network in the same way.
+    and around a tiny network fills the others as ``init="preserving"`` does.
     """
     with tiny_storage(model):
         type(model).init_weights(model)

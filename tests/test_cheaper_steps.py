@@ -34,6 +34,17 @@ def test_an_augmented_pass_every_other_iteration():
         torch.testing.assert_close(two, one - RATE * gradients[name], rtol=1e-9, atol=1e-10)
 
 
+def test_iterations_of_one_step_are_alike():
+    """Accumulated over two iterations, in every other step: under DDP the last iteration synchronises for both."""
+    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    passes = []
+    elastic.register_forward_pre_hook(lambda *args: passes.append(elastic.elastic.groups[0].width))
+    elastic.elastic.sample = lambda *args: elastic.elastic.largest()
+    base, largest = elastic.elastic.base()[0], elastic.elastic.largest()[0]
+    train(elastic, batch(), 6, interval=2, accumulative_counts=2)
+    assert passes == [base, largest, base, largest, base, base, base, largest, base, largest]
+
+
 def test_an_augmented_pass_on_a_part_of_the_batch():
     elastic, plain = build_pair(detector_config("mobilenet_v2"), torch.float64)
     data = batch(4, dtype=torch.float64)

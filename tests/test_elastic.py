@@ -217,7 +217,14 @@ def test_a_backbone_alone_keeps_its_outputs():
     whole["backbone"] = dict(type="mmnetaug.NetAug", model=config["backbone"], width=[1, 2], expand=[1, 2])
     from mmengine.registry import MODELS
 
+    torch.manual_seed(7)
+    plain = MODELS.build(config)
+    plain.init_weights()
+    torch.manual_seed(7)
     model = MODELS.build(whole)
+    model.init_weights()
+    for key, value in base_state_dict(model).items():
+        assert torch.equal(value, plain.state_dict()[key]), key
     held = {group.name: group.held_reason for group in model.backbone.elastic.groups if group.held_reason}
     assert held == dict.fromkeys(
         [f"stages.{stage}.0.project_conv.conv" for stage in (2, 4, 5)], "an output of the network"

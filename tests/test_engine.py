@@ -89,6 +89,26 @@ def test_with_nothing_to_sample_a_step_is_plain(kind):
     assert optim_wrapper.inner_count == 1
 
 
+def test_the_augmented_pass_sees_what_the_base_pass_saw():
+    """Some heads of mmdet change the ground truth that they are given."""
+    elastic, _ = build_pair(detector_config("resnet18"))
+    careless = copy.deepcopy(elastic)
+    head = careless.bbox_head
+    loss = head.loss
+
+    def change(features, samples):
+        found = loss(features, samples)
+        for sample in samples:
+            sample.gt_instances.bboxes += 100
+            sample.gt_instances.pop("labels")
+        return found
+
+    head.loss = change
+    for model in (elastic, careless):
+        step(model, batch(), wrapper(model))
+    assert_updated(careless, dict(elastic.named_parameters()), 0)
+
+
 def test_gradients_that_share_memory_are_not_clipped_one_by_one():
     elastic, _ = build_pair(detector_config("resnet18"))
     elastic.gradient_as_bucket_view = True
@@ -163,6 +183,24 @@ def test_mixed_precision_sums_both_passes_under_autocast(dtype, device):
     options = {"loss_scale": 1024.0} if dtype == "float16" else {}
     step(elastic, data, wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", dtype=dtype, **options))
     assert_updated(elastic, expected, 1e-5)
+
+
+@pytest.mark.parametrize("clip", [dict(max_norm=1.0), dict(type="value", clip_value=1.0)], ids=["norm", "value"])
+@pytest.mark.parametrize("overflows", [1, 2], ids=["base", "augmented"])
+def test_a_step_whose_gradient_overflows_is_skipped(clip, overflows):
+    """As in MMEngine, whatever clipping makes of an infinity; by the scaler that float16 has on a GPU."""
+    elastic, _ = build_pair(detector_config("resnet18"))
+    optim_wrapper = wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", clip_grad=dict(clip))  # which MMEngine empties
+    optim_wrapper.loss_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    passes = []
+    elastic.backbone.conv1.stored("weight").register_hook(
+        lambda grad: passes.append(0) or (grad * float("inf") if len(passes) == overflows else None)
+    )
+    before = [parameter.detach().clone() for parameter in elastic.parameters()]
+    step(elastic, batch(), optim_wrapper)
+    assert all(torch.equal(a, b) for a, b in zip(before, elastic.parameters(), strict=True))
+    step(elastic, batch(), optim_wrapper)
+    assert not all(torch.equal(a, b) for a, b in zip(before, elastic.parameters(), strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
@@ -271,6 +309,22 @@ def test_sorting_knows_what_a_transposed_convolution_reads():
         torch.testing.assert_close(net(image), before)
     norms = net[4].stored("weight").detach().abs().sum((1, 2, 3))
     assert (norms.diff() <= 1e-6).all()
+
+
+def test_sorting_brings_no_untrained_statistics_into_the_tiny_network():
+    elastic, _ = build_pair(detector_config("mobilenet_v3"))
+    optim_wrapper = wrapper(elastic, optimizer=torch.optim.SGD(elastic.parameters(), lr=0.0))
+    elastic.elastic.sample = lambda *args: elastic.elastic.largest()
+    norms = [module for module in elastic.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.stored("running_var").fill_(1e6)
+        norm.momentum = 0.5
+    for _ in range(16):
+        step(elastic, batch(), optim_wrapper)
+    sort_hidden_channels(elastic)
+    assert all(
+        value.max() < 1e5 for key, value in base_state_dict(elastic).items() if "backbone" in key and "_var" in key
+    )
 
 
 # A whole run by MMEngine's Runner -------------------------------------------------------------------------------------
@@ -461,6 +515,31 @@ def test_a_missing_twin_is_made_from_its_own_checkpoint(tmp_path, monkeypatch):
     hook._finish(runner, [str(tmp_path / "epoch_1.pth")])
     after = torch.load(tmp_path / "epoch_1_tiny.pth", weights_only=True)
     assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
+
+
+def test_one_rank_alone_writes_twins(whole_run, monkeypatch):
+    runner, work_dir = whole_run
+    hook = next(h for h in runner.hooks if isinstance(h, hooks_module.TinyCheckpointHook))
+    twin = work_dir / "epoch_4_tiny.pth"
+    content = twin.read_bytes()
+    twin.unlink()
+    with monkeypatch.context() as other_rank:
+        other_rank.setattr("mmengine.dist.utils.is_main_process", lambda: False)
+        hook._finish(runner, [str(work_dir / "epoch_4.pth")])
+    assert not twin.exists()
+    twin.write_bytes(content)
+
+
+def test_the_schedule_switches_between_steps(tmp_path):
+    """Steps of three iterations, width and expand augmentation off after four: the second step is augmented in full."""
+    optim_wrapper = {**runner_config(tmp_path)["optim_wrapper"], "accumulative_counts": 3}
+    runner = run(
+        tmp_path,
+        optim_wrapper=optim_wrapper,
+        custom_hooks=[dict(type="mmnetaug.NetAugScheduleHook", width_until=1, expand_until=1)],
+        default_hooks=dict(checkpoint=None),
+    )
+    assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 6
 
 
 def test_a_schedule_without_netaug_is_an_error(tmp_path):

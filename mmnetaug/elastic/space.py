@@ -112,24 +112,18 @@ def tiny_storage(model: nn.Module) -> Iterator[None]:
     layout, hence the same random numbers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Elastic)]
-    large = [{name: layer.stored(name) for name in layer.elastic_axes} for layer in layers]
-    blocks = [{name: layer.base_block(name) for name in layer.elastic_axes} for layer in layers]
-
-    def put(layer: Elastic, name: str, tensor: Tensor) -> None:
-        (layer._parameters if name in layer._parameters else layer._buffers)[name] = tensor
-
-    for layer, tensors, block in zip(layers, large, blocks, strict=True):
-        for name, tensor in tensors.items():
-            tiny = tensor.detach()[block[name]].clone(memory_format=torch.contiguous_format)
-            put(layer, name, nn.Parameter(tiny, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tiny)
+    stored = [(layer, name, layer.base_block(name)) for layer in layers for name in layer.elastic_axes]
+    large = [layer.stored(name).data for layer, name, _ in stored]
+    # The parameters stay the objects they are: MMEngine keeps record of them while a model is initialised.
+    for (layer, name, block), values in zip(stored, large, strict=True):
+        layer.stored(name).data = values[block].clone(memory_format=torch.contiguous_format)
     try:
         yield
     finally:
-        for layer, tensors, block in zip(layers, large, blocks, strict=True):
-            for name, tensor in tensors.items():
-                with torch.no_grad():
-                    tensor[block[name]] = layer.stored(name)
-                put(layer, name, tensor)
+        for (layer, name, block), values in zip(stored, large, strict=True):
+            tensor = layer.stored(name)
+            values[block] = tensor.data
+            tensor.data = values
 
 
 def fill_new_channels(model: nn.Module, seed: int = 0, preserving: bool = True) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -52,14 +53,18 @@ class NetAugScheduleHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the wrapper's switches for this iteration."""
+        wrapper = runner.optim_wrapper
+        # iterations whose gradients are accumulated are alike: what counts is where they began
+        iteration = runner.iter - wrapper.inner_count % wrapper._accumulative_counts
 
         def is_on(until: float | None) -> bool:
-            if until is None or until < 1:
-                return until is None or runner.iter < until * runner.max_iters
-            return (runner.epoch if self.by_epoch else runner.iter) < until
+            if until is None:
+                return True
+            if until < 1:
+                return iteration < until * runner.max_iters
+            return iteration < (until * runner.max_iters / runner.max_epochs if self.by_epoch else until)
 
-        runner.optim_wrapper.width = is_on(self.width_until)
-        runner.optim_wrapper.expand = is_on(self.expand_until)
+        wrapper.width, wrapper.expand = is_on(self.width_until), is_on(self.expand_until)
 
 
 @HOOKS.register_module()
@@ -168,6 +173,7 @@ class TinyCheckpointHook(CheckpointHook):
         best = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
         self._finish(runner, [path for path in best if path])
 
+    @master_only
     def _finish(self, runner: Runner, saved: list[str]) -> None:
         """Writes the twins that are absent or older than their checkpoints, then removes what was replaced.
 

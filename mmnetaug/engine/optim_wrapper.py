@@ -8,6 +8,8 @@ passes are never alive together.
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +22,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..elastic import ElasticSpace, find_spaces
+from ..elastic import Elastic, ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
 from .lean import make_lean
 
@@ -36,8 +38,8 @@ class _NetAugStep:
         clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
             step. By default each pass is clipped by itself: the tiny network's own gradient is clipped exactly as in
             plain training.
-        interval: Iterations from one augmented pass to the next (1 in the paper). More makes training cheaper, and
-            weaker: the iterations between are plain.
+        interval: Steps of the optimizer from one augmented step to the next (1 in the paper). More makes training
+            cheaper, and weaker: the steps between are plain.
         share: Share of the batch, its first images, that the augmented pass sees (1 in the paper).
 
     Attributes:
@@ -62,7 +64,7 @@ class _NetAugStep:
         self, alpha: float = 1.0, seed: int = 0, clip_together: bool = False, interval: int = 1, share: float = 1.0
     ) -> None:
         if interval < 1:
-            raise ValueError(f"interval is a number of iterations, 1 or more, got {interval}")
+            raise ValueError(f"interval is a number of steps, 1 or more, got {interval}")
         if not 0 < share <= 1:
             raise ValueError(f"share is a share of the batch, above 0 and at most 1, got {share}")
         self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
@@ -156,13 +158,21 @@ class _NetAugStep:
 
     def _augments(self) -> bool:
         widens = (self.width and "width" in self._sampled) or (self.expand and "expand" in self._sampled)
-        return widens and self._inner_count % self.interval == 0
+        # All iterations whose gradients one step gathers are alike: with clipping, the last one synchronises for all.
+        return widens and self._inner_count // self._accumulative_counts % self.interval == 0
 
     def _clips_apart(self) -> bool:
         return bool(self.clip_grad_kwargs) and not self.clip_together
 
     def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._inputs = (args, kwargs) if self.share == 1 else _first_images(args, kwargs, self.share)
+        """Keeps what the base pass is given. Some losses change their ground truth, so it is copied."""
+        if self.share < 1:
+            args, kwargs = _first_images(args, kwargs, self.share)
+
+        def kept(value: Any) -> Any:
+            return value if isinstance(value, Tensor) else copy.deepcopy(value)
+
+        self._inputs = tuple(map(kept, args)), {key: kept(value) for key, value in kwargs.items()}
 
     def _augmented_pass(self) -> None:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
@@ -173,7 +183,7 @@ class _NetAugStep:
         with contextlib.ExitStack() as stack:
             for space in self._spaces:
                 stack.enter_context(space.at(space.sample(self.seed, iteration, self.width, self.expand)))
-            stack.enter_context(_statistics_untouched(self._norms))
+            stack.enter_context(_tiny_statistics_kept(self._norms))
             stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}"))
             with super().optim_context(model):
                 losses = model(*args, **kwargs)
@@ -200,6 +210,10 @@ class _NetAugStep:
             key: value * scale if key in ("max_norm", "clip_value") else value for key, value in settings.items()
         }
         parameters = self._parameters()
+        gradients = [g for g in (*(p.grad for p in parameters), *self._other_gradients) if g is not None]
+        scaled = scaler is not None and scaler.is_enabled()
+        if scaled and "clip_value" in settings and not all(gradient.isfinite().all() for gradient in gradients):
+            settings["clip_value"] = math.inf  # a clipped infinity is a number: the scaler would not skip this step
         for name in ("", "_aug"):
             with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
             size = self.clip_func(with_gradient, **settings) if with_gradient else None
@@ -257,16 +271,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _statistics_untouched(norms: list[nn.Module]) -> Iterator[None]:
-    """Running statistics stay those of the tiny network; norms in training mode use the batch's either way."""
-    tracking = [norm for norm in norms if norm.track_running_stats and norm.training]
-    for norm in tracking:
-        norm.track_running_stats = False
+def _tiny_statistics_kept(norms: list[nn.Module]) -> Iterator[None]:
+    """The tiny network's running statistics stay as they are; those of additional channels follow the batch.
+
+    Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
+    """
+    kept = []
+    for norm in norms:
+        for name, buffer in norm.named_buffers(recurse=False) if norm.training else ():
+            elastic = isinstance(norm, Elastic) and name in norm.elastic_axes
+            part = buffer[norm.base_block(name)] if elastic else buffer
+            kept.append((part, part.clone()))
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for part, values in kept:
+            part.copy_(values)
 
 
 @contextlib.contextmanager
