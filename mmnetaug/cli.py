@@ -64,7 +64,7 @@ def load_config(args: argparse.Namespace) -> Config:
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(args.cfg_options or {})
-    except (OSError, SyntaxError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # a config is a program: it may raise anything
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
     hooks = cfg.get("default_hooks") or {}
     for name in [name for name, hook in hooks.items() if hook is None and name not in MMENGINE_HOOKS]:
@@ -142,7 +142,7 @@ def reported_as_user_error(what: str) -> Iterator[None]:
 
 def lies_in(path: str, folder: str) -> bool:
     """Whether ``path`` is a file below ``folder``, links followed."""
-    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    return Path(path).is_file() and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def is_main_process() -> bool:

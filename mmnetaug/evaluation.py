@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from mmnetaug.cli import UserError, build_runner
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, is_detector, untraced_readers
-from mmnetaug.preflight import build_model, check_weights, read_checkpoint, type_name
+from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint, type_name
 from mmnetaug.terminal import Progress
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -39,19 +39,22 @@ HEADLINES = {
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def load_tiny(cfg: Config, checkpoint: str, trusted: bool = False) -> tuple[Config, dict[str, Tensor]]:
+def load_tiny(
+    cfg: Config, checkpoint: str, trusted: bool = False, classes: Sequence[str] = ()
+) -> tuple[Config, dict[str, Tensor]]:
     """The plain config and the tiny weights of a checkpoint, whether it was trained with NetAug or not.
 
     Args:
         cfg: Config of the checkpoint, with NetAug or without.
         checkpoint: Tiny or full checkpoint.
         trusted: Whether it may hold any pickle.
+        classes: Those that it must have been trained on, if it says; none for any.
 
     Returns:
         The config without NetAug, and a state dict that loads strictly into its model.
 
     Raises:
-        UserError: It is the checkpoint of another network.
+        UserError: It is the checkpoint of another network, or of other classes.
         CheckpointError: It cannot be read.
     """
     plain = copy.deepcopy(cfg)
@@ -59,6 +62,7 @@ def load_tiny(cfg: Config, checkpoint: str, trusted: bool = False) -> tuple[Conf
     weights = read_checkpoint(checkpoint, trusted)
     model = build_model(cfg)
     check_weights(model, weights, checkpoint, complete=True)
+    check_classes(weights, classes, checkpoint)
     state = {name.removeprefix("module."): value for name, value in weights.get("state_dict", weights).items()}
     if find_spaces(model):
         model.load_state_dict(state, strict=False)
@@ -92,8 +96,8 @@ def build_tiny(cfg: Config, state: dict[str, Tensor]) -> nn.Module:
 def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "test")) -> None:
     """Have the pipelines of a config hand ``size`` × ``size`` images to the network.
 
-    Whatever sets a size is scaled: a crop of 224 behind an edge of 256 becomes 112 behind 128. A batch augmentation
-    that draws sizes (multi-scale training) is scaled too where ``splits`` has ``"train"``.
+    Whatever sets a size is scaled: a crop of 224 behind an edge of 256 becomes 112 behind 128. Where a batch
+    augmentation draws the size to train at, it and the images it is given are scaled as those of the test are.
 
     Args:
         cfg: A whole config, changed in place.
@@ -113,30 +117,32 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
             f"input size {size} is not a multiple of {divisor}, to which this network's data preprocessor pads: "
             f"take {max(size // divisor, 1) * divisor} or {(size // divisor + 1) * divisor}"
         )
+    drawn = [augment for augment in preprocessor.get("batch_augments") or [] if "random_size_range" in augment]
+    tested = _transforms_with_size(cfg, "test")
+    tested_at = min(_edges(*tested[-1])) if tested else None
     for split in splits:
-        loader = cfg.get(f"{split}_dataloader")
-        if not loader:
+        if not cfg.get(f"{split}_dataloader"):
             continue
-        found = [item for pipeline in _pipelines(loader.dataset) for item in _sized(pipeline)]
+        found = _transforms_with_size(cfg, split)
         if not found:
             raise UserError(f"no transform of the {split} pipeline sets a size, so it cannot be changed")
-        for pipeline in _pipelines(loader.dataset):
+        for pipeline in _pipelines(cfg[f"{split}_dataloader"].dataset):
             _refuse_other_sizes(pipeline)
-        last = found[-1][0][found[-1][1]]
-        ratio = size / (last if isinstance(last, int) else min(last))
-        for transform, key in found:
-            value = transform[key]
-            transform[key] = round(value * ratio) if isinstance(value, int) else (size, size)
-        if split != "train":
-            for pipeline in _pipelines(loader.dataset):
+            if split != "train":
                 _keep_original_boxes(pipeline)
-    if "train" in splits:
-        for augment in preprocessor.get("batch_augments") or []:
-            if "random_size_range" in augment:
-                step = augment["size_divisor"]
-                augment["random_size_range"] = tuple(
-                    max(round(edge * ratio / step), 1) * step for edge in augment["random_size_range"]
-                )
+        multi_scale = split == "train" and drawn
+        ratio = size / (tested_at if multi_scale and tested_at else min(_edges(*found[-1])))
+        for transform, key in found:
+            scaled = tuple(round(edge * ratio) for edge in _edges(transform, key))
+            if isinstance(transform[key], int):
+                transform[key] = scaled[0]
+            else:
+                transform[key] = scaled if multi_scale else (size, size)
+        for augment in drawn if multi_scale else ():
+            step = augment["size_divisor"]
+            augment["random_size_range"] = tuple(
+                max(round(edge * ratio / step), 1) * step for edge in augment["random_size_range"]
+            )
 
 
 def _keep_original_boxes(pipeline: list[dict]) -> None:
@@ -168,6 +174,16 @@ def _sized(pipeline: list[dict]) -> Iterator[tuple[dict, str]]:
         key = SIZE_ARGUMENTS.get(type_name(transform))
         if key and transform.get(key) is not None:
             yield transform, key
+
+
+def _transforms_with_size(cfg: Config, split: str) -> list[tuple[dict, str]]:
+    loader = cfg.get(f"{split}_dataloader")
+    return [item for pipeline in _pipelines(loader.dataset) for item in _sized(pipeline)] if loader else []
+
+
+def _edges(transform: dict, key: str) -> tuple[int, ...]:
+    value = transform[key]
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def fix_input(model: nn.Module, size: tuple[int, int]) -> None:

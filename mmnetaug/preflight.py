@@ -203,6 +203,21 @@ def check_weights(
     raise UserError(message)
 
 
+def check_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], source: str) -> None:
+    """Check that a checkpoint was trained on these classes, where it says on which.
+
+    Raises:
+        UserError: It was trained on others, or on these in another order.
+    """
+    meta = checkpoint.get("meta") or {}
+    trained = list((meta.get("dataset_meta") or {}).get("classes") or ())
+    if trained and classes and trained != list(classes):
+        raise UserError(
+            f"{source} was trained on other classes, or in another order: {few(trained, 20)}; the data have "
+            f"{few(classes, 20)}. Set metainfo=dict(classes=...) of the data set to the former."
+        )
+
+
 def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
     """Check that a checkpoint holds what a run needs to go on, not weights alone.
 
@@ -242,10 +257,10 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
 
 
 def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
-    """Check the local files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
+    """Check the files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
 
-    Those of a distilling classifier's teacher too, wherever they lie, which must fit completely: it is not trained any
-    more.
+    What is downloaded is kept by torch and checked as well. A distilling classifier's teacher must fit completely: it
+    is not trained any more.
 
     Args:
         model: Plain or elastic, not yet initialised.
@@ -264,12 +279,11 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
         is_teacher = module in teachers
         for init in _pretrained(module):
             path, prefix = init["checkpoint"], init.get("prefix") or ""
-            if is_local(path) or is_teacher:
-                part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
-                prefix = f"{prefix.rstrip('.')}." if prefix else ""
-                weights = read_checkpoint(path, trusted)
-                line = check_weights(module, weights, path, "" if is_teacher else part, prefix, complete=is_teacher)
-                lines.append(f"teacher's {line}" if is_teacher else line)
+            part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
+            prefix = f"{prefix.rstrip('.')}." if prefix else ""
+            weights = read_checkpoint(path, trusted)
+            line = check_weights(module, weights, path, "" if is_teacher else part, prefix, complete=is_teacher)
+            lines.append(f"teacher's {line}" if is_teacher else line)
     return lines
 
 

@@ -268,6 +268,44 @@ def test_custom_coco(tmp_path, folder):
     assert_usable(cfg, dict(train=4, val=3, test=3), ("zebra", "cat"))
 
 
+def number_anew(root: Path, split: str) -> None:
+    """Call the images of a split 0.jpg, 1.jpg, ..., as exports with a numbering of their own per split do."""
+    names: dict[str, str] = {}
+    for path in sorted((root / split).iterdir()):
+        names[path.name] = f"{len(names)}.jpg"
+        path.rename(path.with_name(names[path.name]))
+    file = root / f"annotations/instances_{split}.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["file_name"] = names[image["file_name"]]
+    file.write_text(json.dumps(content))
+
+
+def test_custom_coco_splits_that_number_their_images_alike(tmp_path):
+    splits = dict(train=4, val=4, test=4)
+    make_coco(tmp_path, splits, ("cat", "dog"), per_image=2)
+    for split in splits:
+        number_anew(tmp_path, split)
+    shutil.copytree(tmp_path / "train", tmp_path / "a_train_preview")
+    cfg = custom_config(tmp_path)
+    for split in splits:
+        assert cfg[f"{split}_dataloader"].dataset.data_prefix.img == f"{split}/"
+    (tmp_path / "val").rename(tmp_path / "held_out")
+    (tmp_path / "test").rename(tmp_path / "other")
+    (tmp_path / "train").rename(tmp_path / "some")
+    with pytest.raises(
+        DataError, match=r"images of instances_val\.json: a_train_preview, held_out, other, some\?.*val\."
+    ):
+        custom_config(tmp_path)
+
+
+def test_custom_coco_is_not_measured_on_what_it_is_trained_on(tmp_path):
+    make_coco(tmp_path, dict(train=4), ("cat", "dog"), per_image=2)
+    shutil.copy(tmp_path / "annotations/instances_train.json", tmp_path / "annotations/instances_val.json")
+    with pytest.raises(DataError, match=r"4 images of .* are in both instances_train\.json and instances_val\.json"):
+        custom_config(tmp_path)
+
+
 def test_custom_classes_can_be_given(tmp_path):
     make_voc_folder(tmp_path, dict(train=3, val=2))
     cfg = custom_config(tmp_path, classes=["emu", "cat"])
@@ -574,6 +612,10 @@ def edit_json(root: Path, edit, split="train") -> None:
         (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=[])), "1 annotations lack"),
         (lambda root: edit_json(root, lambda c: c["annotations"][0].update(image_id=99)), "1 annotations are of no"),
         (lambda root: edit_json(root, lambda c: c["categories"].reverse()), "in the order of .*: dog, cat"),
+        (
+            lambda root: edit_json(root, lambda c: c["categories"].append(dict(id=0, name="dog"))),
+            r"share a name, .*: dog has \[\d+, 0\]\. Take",
+        ),
         (lambda root: edit_json(root, lambda c: c["categories"].pop()), "no category of .* is called dog; it has cat"),
         (lambda root: edit_json(root, lambda c: c["annotations"].clear()), "no object is annotated"),
         (lambda root: edit_json(root, lambda c: c.update(images=[], annotations=[])), "no image in it"),

@@ -87,13 +87,19 @@ def test_classifiers_and_large_checkpoints_sweep(place, tmp_path):
     assert all(0 <= p["accuracy"] <= 1 for p in figures["points"])
 
 
-def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch):
+def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     # in this process: imports take longer than the training
-    monkeypatch.setattr(sweep, "launch", lambda command: load_tool("train").main(command[2:]))
+    launched = []
+    monkeypatch.setattr(sweep, "launch", lambda command: launched.append(0) or load_tool("train").main(command[2:]))
     args = ["--model", "net", place / "netaug.py", "--train", "--sizes", 64, "--work-dir", tmp_path]
-    assert run(sweep, *args, "--data-root", place / "data", "--cfg-options", "train_cfg.max_epochs=1") == 0
+    args += ["--data-root", place / "data", "--cfg-options"]
+    for _ in range(2):  # the second time it is all there
+        assert run(sweep, *args, "train_cfg.max_epochs=1") == 0
+    assert launched == [0]
     assert (tmp_path / "net/64/epoch_1_tiny.pth").is_file()
     assert len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 1
+    assert run(sweep, *args, "train_cfg.max_epochs=2") == 1
+    assert "holds a training by another config" in capsys.readouterr().err
 
 
 def test_sizes_are_set_everywhere():
@@ -104,7 +110,7 @@ def test_sizes_are_set_everywhere():
         dict(type="CenterCrop", crop_size=224),
         dict(type="PackInputs"),
     ]
-    resize = [dict(type="mmdet.Resize", scale=(416, 320)), dict(type="PackDetInputs")]
+    resize = [dict(type="mmdet.Resize", scale=(416, 320)), dict(type="PackDetInputs")]  # with 224 at the test
     augment = dict(type="BatchSyncRandomResize", random_size_range=(320, 608), size_divisor=32)
     cfg = Config(
         dict(
@@ -118,8 +124,11 @@ def test_sizes_are_set_everywhere():
     assert kinds == ["LoadImageFromFile", "ResizeEdge", "CenterCrop", "LoadAnnotations", "PackInputs"]
     assert cfg.test_dataloader.dataset.pipeline[1].scale == round(256 * 160 / 224)
     assert cfg.test_dataloader.dataset.pipeline[2].crop_size == 160
-    assert cfg.train_dataloader.dataset.dataset.pipeline[0].scale == (160, 160)
-    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (160, 320)
+    assert cfg.train_dataloader.dataset.dataset.pipeline[0].scale == (round(416 * 160 / 224), round(320 * 160 / 224))
+    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (224, 448)
+    cfg.model.data_preprocessor.batch_augments = []
+    set_input_size(cfg, 192, ("train",))
+    assert cfg.train_dataloader.dataset.dataset.pipeline[0].scale == (192, 192)
     for wrapper in ("", "mmnetaug.SamePadding", "mmnetaug.NetAug"):
         wrapped = Config(dict(cfg, model=dict(type=wrapper, model=cfg.model) if wrapper else cfg.model))
         with pytest.raises(UserError, match=r"150 is not a multiple of 32.*take 128 or 160"):
@@ -139,6 +148,14 @@ def test_sizes_are_set_everywhere():
             else pytest.raises(UserError, match="RandomCrop of the pipeline sets a size")
         ):
             set_input_size(other, 96, ("train",))
+
+
+def test_the_size_that_a_config_has_changes_nothing():
+    """Multi-scale training: images of 608 pixels are shrunk to 320..608 as a batch, and tested at 416."""
+    cfg = Config.fromfile(REPO / "configs/yolov3_mbv3_w035_netaug_voc.py")
+    before = cfg.pretty_text
+    set_input_size(cfg, 416, ("train", "val", "test"))
+    assert cfg.pretty_text == before
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

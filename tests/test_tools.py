@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from networks import build_pair, detector_config
 
 from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
+from mmnetaug.evaluation import load_tiny
 from mmnetaug.preflight import NetworkReport, check_training, check_weights
 
 REPO = Path(__file__).parents[1]
@@ -313,6 +316,7 @@ def bad(place) -> dict[str, Path]:
             "another network",
         ),
         (["--data-root", "{place}/absent"], "no data: there is no folder"),
+        (["--cfg-options", "train_dataloader.dataset.ann_fil=x"], "cannot be set up: .*ann_fil"),
         (["--cfg-options", "classes=cat,dog,unicorn"], "no annotation has the class unicorn"),
     ],
 )
@@ -328,6 +332,23 @@ def test_training_stops_before_it_starts(place, bad, tmp_path, capsys, monkeypat
     error = capsys.readouterr().err
     assert re.search(f"^error: .*{message}", error, re.M), error
     assert "Traceback" not in error
+
+
+def test_what_is_downloaded_is_checked_as_files_are(place, tmp_path, capsys, monkeypatch):
+    """``init_cfg`` by a URL, and a URL that looks as if it lay in the work directory."""
+    monkeypatch.setattr(Runner, "train", lambda runner: pytest.fail("training was started"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    torch.save(dict(state_dict={}, object=Path("x")), tmp_path / "pickled.pth")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/pickled.pth"
+        part = "model.backbone.init_cfg"
+        for options in ([f"{part}.type=Pretrained", f"{part}.checkpoint={url}"], [f"load_from={url}"]):
+            options = ["--work-dir", ".", "--data-root", place / "data", "--cfg-options", *options]
+            assert run(train, place / "plain.py", *options) == 1
+            assert re.search(r"^error: .*pickled\.pth holds pickled.*--trust-checkpoint", capsys.readouterr().err, re.M)
+        server.shutdown()
 
 
 def test_an_elastic_model_is_not_compiled():
@@ -365,16 +386,31 @@ def test_only_checkpoints_of_the_network_are_tested(place, trained, bad, tmp_pat
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
 
 
+def test_a_checkpoint_of_other_classes_is_refused(place, trained, tmp_path, capsys):
+    weights = torch.load(trained / "epoch_2_tiny.pth", weights_only=True)
+    assert weights["meta"]["dataset_meta"]["classes"] == list(CLASSES)
+    weights["meta"]["dataset_meta"]["classes"].reverse()
+    torch.save(weights, tmp_path / "other.pth")
+    options = ["--data-root", place / "data", "--work-dir", tmp_path]
+    assert run(test, place / "plain.py", tmp_path / "other.pth", *options) == 1
+    message = "another order: emu, dog, cat; the data have cat, dog, emu"
+    assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match=message):
+        load_tiny(Config.fromfile(place / "plain.py"), str(tmp_path / "other.pth"), classes=CLASSES)
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
         ("absent.py", [], "no config file at"),
         ("broken.py", [], "cannot be used: SyntaxError"),
+        ("misspelt.py", [], "cannot be used: NameError.*dic"),
         ("plain.py", ["--cfg-options", "model.backbone.depth.deep=2"], "cannot be used"),
     ],
 )
 def test_broken_configs(place, capsys, config, options, message):
     (place / "broken.py").write_text("model = dict(")
+    (place / "misspelt.py").write_text("model = dic()")
     assert run(describe, place / config, *options) == 1
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
 

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch.utils.data import Dataset
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, run_tool
@@ -50,8 +51,10 @@ def compare(args: argparse.Namespace) -> None:
     for label, config, checkpoint in args.model:
         cfg = load_config(argparse.Namespace(config=config, cfg_options=args.cfg_options))
         fill_data(cfg, args)
-        cfg, state = load_tiny(cfg, checkpoint, args.trust_checkpoint)
-        samples, names = predict(cfg, build_tiny(cfg, state), args.images)
+        data = test_data(cfg, args.images)
+        names = data.metainfo["classes"]
+        plain, state = load_tiny(cfg, checkpoint, args.trust_checkpoint, names)
+        samples = predict(data, build_tiny(plain, state), args.images)
         shown = [sample.img_path for sample in samples]
         if paths and shown != paths:
             raise UserError(f"{config} has other test images than {args.model[0][1]}")
@@ -65,14 +68,19 @@ def compare(args: argparse.Namespace) -> None:
     print(f"written: {args.out}")
 
 
-def predict(cfg: Config, model: torch.nn.Module, indices: list[int]) -> tuple[list, tuple[str, ...]]:
-    """Predictions for chosen test images, in coordinates of the original image, and the names of the classes."""
+def test_data(cfg: Config, indices: list[int]) -> Dataset:
+    """The data set that a config tests on, which has these images."""
     init_default_scope(cfg.get("default_scope") or "mmengine")
     dataset = Runner.build_dataloader(
         dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
     ).dataset
     if absent := [index for index in indices if not 0 <= index < len(dataset)]:
         raise UserError(f"--images go from 0 to {len(dataset) - 1}, got {absent[0]}")
+    return dataset
+
+
+def predict(dataset: Dataset, model: torch.nn.Module, indices: list[int]) -> list:
+    """Predictions for chosen images, in coordinates of the original image."""
     samples = []
     for index in indices:
         item = dataset[index]
@@ -81,7 +89,7 @@ def predict(cfg: Config, model: torch.nn.Module, indices: list[int]) -> tuple[li
         if not hasattr(sample, "pred_instances"):
             raise UserError(f"{type(model).__name__} is no detector")
         samples.append(sample)
-    return samples, dataset.metainfo["classes"]
+    return samples
 
 
 def confident(instances, score: float):

@@ -75,10 +75,10 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.config} has no test_dataloader to verify an export with")
     if args.size is not None:
         set_input_size(cfg, args.size)
-    plain, state = load_tiny(cfg, args.checkpoint, args.trust_checkpoint)
+    reports = check_data(cfg, ("test", "train") if {"int8", "tflite"} & set(args.to) else ("test",))
+    plain, state = load_tiny(cfg, args.checkpoint, args.trust_checkpoint, reports[0].classes)
     model = build_tiny(plain, state)
     head_of(model)  # refuses what cannot be exported
-    check_data(plain, ("train", "test") if {"int8", "tflite"} & set(args.to) else ("test",))
     with reported_as_user_error("the size of the input is unknown, name it by --size"):
         shape = find_input_shape(plain, model)
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "export"

@@ -71,11 +71,12 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     for cfg in configs:  # before hours are spent
         for size in sizes:
             set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
-        check_data(cfg, ("test",))
+    classes = [check_data(cfg, ("test",))[0].classes for cfg in configs]
     networks = []
     if not args.train:
         networks = [
-            load_tiny(cfg, model[2], args.trust_checkpoint) for cfg, model in zip(configs, args.model, strict=True)
+            load_tiny(cfg, model[2], args.trust_checkpoint, names)
+            for cfg, model, names in zip(configs, args.model, classes, strict=True)
         ]
 
     folder = Path(args.work_dir)
@@ -199,11 +200,13 @@ def latency(model: torch.nn.Module, shape: tuple[int, ...], seconds: float = 2.0
 def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
     """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    finished, path = work_dir / "finished", work_dir / "sweep_config.py"
+    # beside the work directory: into it MMEngine writes a config of that name itself, with additions
+    finished, path = work_dir / "finished", work_dir.with_name(f"{work_dir.name}.py")
     if path.is_file() and path.read_text() != cfg.pretty_text:
         raise UserError(f"{work_dir} holds a training by another config: remove it, or name another --work-dir")
     if not finished.is_file():
-        path.write_text(cfg.pretty_text)
+        with replaced_when_done(path) as temporary:
+            temporary.write_text(cfg.pretty_text)
         command = [sys.executable, str(Path(__file__).with_name("train.py")), str(path), "--resume"]
         print(f"training in {work_dir}", flush=True)
         if launch([*command, "--work-dir", str(work_dir)]):

@@ -31,7 +31,7 @@ from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.evaluation import fix_input, replace_network, without_netaug
-from mmnetaug.preflight import check_weights, read_checkpoint, type_name
+from mmnetaug.preflight import check_classes, check_weights, read_checkpoint, type_name
 
 # what each visualisation hook calls its switch and its folder
 DRAW_ARGUMENTS = {
@@ -89,6 +89,8 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
             weights = read_checkpoint(args.checkpoint, trusted)
             line = check_weights(model, weights, args.checkpoint, complete=True)
+            classes = runner.test_dataloader.dataset.metainfo.get("classes")
+            check_classes(weights, classes or (), args.checkpoint)
             runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
         runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
         metrics = runner.test()

@@ -203,7 +203,7 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
     try:
         # Paths joined and class names resolved, but no annotation read yet: that would stop at the first fault.
         lazy = DATASETS.build({**dataset, "lazy_init": True, "pipeline": []})
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         report.problems.append(f"{dataset['type']} cannot be set up: {error}")
         return report
     classes = lazy.metainfo.get("classes") or ()
@@ -356,7 +356,13 @@ def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tupl
     report.listed = set(categories.values())
     # CocoDataset numbers the classes in the order of the file, whatever the order in the config.
     order = [name for name in categories.values() if name in report.classes]
-    if set(order) != set(report.classes):
+    if repeated := [name for name, count in Counter(order).items() if count > 1]:
+        numbers = [f"{name} has {[i for i, n in categories.items() if n == name]}" for name in repeated]
+        report.problems.append(
+            f"categories of {ann_file.name} share a name, which makes several classes of one: {few(numbers)}. Take the "
+            "ones without objects out of the file, or rename them"
+        )
+    elif set(order) != set(report.classes):
         lost = [name for name in report.classes if name not in order]
         report.problems.append(
             f"no category of {ann_file.name} is called {few(lost)}; it has {few(categories.values())}"

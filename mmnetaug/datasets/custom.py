@@ -180,12 +180,17 @@ def _coco_splits(root: Path) -> dict[str, dict]:
     if not files["train"] or not files["val"]:
         missing = "*train*.json" if not files["train"] else "*val*.json or *test*.json"
         raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
+    images = {path: [one["file_name"] for one in _load_coco(path)["images"]] for path in set(files.values())}
+    folders = {path: _coco_folder(root, path, names) for path, names in images.items()}
+    paths = {path: {folders[path] + name for name in names} for path, names in images.items()}
+    for name in ("val", "test"):
+        if both := paths[files["train"]] & paths[files[name]]:
+            raise DataError(
+                f"{len(both)} images of {root} are in both {files['train'].name} and {files[name].name}, such as "
+                f"{min(both)}: what is trained on cannot be measured on."
+            )
     return {
-        split: dict(
-            type="mmdet.CocoDataset",
-            ann_file=str(path.relative_to(root)),
-            data_prefix=dict(img=_coco_folder(root, path)),
-        )
+        split: dict(type="mmdet.CocoDataset", ann_file=str(path.relative_to(root)), data_prefix=dict(img=folders[path]))
         for split, path in files.items()
     }
 
@@ -202,16 +207,29 @@ def _coco_file(root: Path, split: str) -> Path | None:
     return files[0] if files else None
 
 
-def _coco_folder(root: Path, ann_file: Path) -> str:
-    """Find the folder, relative to ``root``, that holds the images of an annotation file."""
-    names = [one["file_name"] for one in _load_coco(ann_file)["images"][:20]]
+def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
+    """Find the folder, relative to ``root``, that holds the images of an annotation file.
+
+    Splits may number their images alike: of several folders with these names, it is the one called as the split is.
+    """
     folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
-    found = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
-    best = max(found, key=found.get)
-    if not found[best]:
+    found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
+    if not any(found.values()):
         example = names[0] if names else f"any *{IMAGE_SUFFIXES[0]}"
         raise DataError(f"no folder below {root} holds the images of {ann_file.name}, such as {example}.")
-    return f"{best.relative_to(root)}/"
+    best = [folder for folder in folders if found[folder] == max(found.values())]
+    called = ann_file.stem.removeprefix("instances_")
+    split = next(split for split in SPLITS if split in called)
+    for fits in (lambda name: name == called, lambda name: name == split, lambda name: split in name):
+        if len(best) > 1:
+            best = [folder for folder in best if fits(folder.name)] or best
+    if len(best) > 1:
+        candidates = ", ".join(str(folder.relative_to(root)) for folder in best)
+        raise DataError(
+            f"which folder of {root} holds the images of {ann_file.name}: {candidates}? All have files of these names; "
+            f"call the right one {called}."
+        )
+    return f"{best[0].relative_to(root)}/"
 
 
 def _coco_classes(root: Path, train: dict) -> list[str]:
