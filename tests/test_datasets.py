@@ -434,6 +434,30 @@ def voc(root: Path, split="train", classes=("cat", "dog", "emu"), **kwargs) -> d
     )
 
 
+@pytest.mark.parametrize("config", ["voc", "voc_mixup", "custom_data"])
+def test_difficult_objects_are_trained_on_but_not_measured(voc_root, config):
+    for path in (voc_root / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
+    cfg = Config.fromfile(CONFIGS / f"{config}.py")
+    init_default_scope("mmdet")
+    found = {}
+    for split in ("train", "test"):
+        dataset = cfg[f"{split}_dataloader"].dataset
+        while "pipeline" not in dataset or "dataset" in dataset:
+            dataset = dataset.get("dataset") or dataset.datasets[0]
+        steps = [step for step in dataset.pipeline if "Load" in step.type or "Difficult" in step.type]
+        sample = DATASETS.build(voc(voc_root, pipeline=[*steps, dict(type="PackDetInputs")]))[0]["data_samples"]
+        found[split] = [len(sample.gt_instances), len(sample.ignored_instances)]
+    assert found == dict(train=[2, 0], test=[1, 1])
+
+
+def test_crowds_are_not_trained_on(coco_root):
+    steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)]
+    steps += [dict(type="mmnetaug.TrainOnDifficult"), dict(type="PackDetInputs")]
+    sample = DATASETS.build(coco(coco_root, pipeline=steps))[0]["data_samples"]
+    assert [len(sample.gt_instances), len(sample.ignored_instances)] == [1, 1]
+
+
 def coco(root: Path, split="train", classes=("cat", "dog"), **kwargs) -> dict:
     return dict(
         type="mmdet.CocoDataset",

@@ -15,7 +15,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmnetaug.models import DepthwiseYOLOV3Head, MobileNetV2, TinyNet
+from mmnetaug.models import DepthwiseYOLOV3Head, DropBlock, MobileNetV2, TinyNet
 from mmnetaug.models.tinyml import round8
 
 
@@ -255,8 +255,27 @@ def test_dropout_head_is_the_stock_head_in_evaluation():
     assert kept.max() == 4
 
 
+def test_drop_block_blanks_squares_in_all_channels_and_keeps_the_mean():
+    torch.manual_seed(0)
+    block = DropBlock(drop_prob=0.1, block_size=5).train()
+    x = torch.ones(2000, 3, 9, 9)
+    dropped = block(x) == 0
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    # a position stays if none of the up to 25 centres around it is drawn, each with probability p / 25
+    reach = torch.tensor([3, 4, 5, 5, 5, 5, 5, 4, 3])
+    chance = 1 - (1 - 0.1 / 25) ** (reach[:, None] * reach)
+    torch.testing.assert_close(dropped[:, 0].float().mean(0), chance, rtol=0, atol=0.03)
+    alone = next(image for image in dropped[:, 0] if image.sum() == 25)
+    rows, columns = alone.nonzero().T
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 4
+    assert block(x).mean().item() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(block.eval()(x), x)
+    with pytest.raises(ValueError, match="odd"):
+        DropBlock(0.1, 4)
+
+
 def test_drop_block_follows_the_stages_of_stride_16_and_32():
-    drop = dict(type="mmdet.DropBlock", drop_prob=0.5, block_size=3, warmup_iters=0)
+    drop = dict(type="mmnetaug.DropBlock", drop_prob=0.5, block_size=3)
     net = TinyNet("mobilenet_v2_tiny", drop_block=drop)
     assert list(net.drop_blocks) == ["3", "4", "5", "6"]
     assert net.state_dict().keys() == TinyNet("mobilenet_v2_tiny").state_dict().keys()

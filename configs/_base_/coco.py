@@ -5,7 +5,7 @@ _base_ = ["mmdet::_base_/default_runtime.py", "./pipelines.py"]
 data_root = "data/coco/"
 
 train_dataloader = dict(
-    batch_size=16,  # x 8 GPUs
+    batch_size=8,  # x 16 GPUs
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=True),

@@ -11,6 +11,7 @@ input_size = (416, 416)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="mmdet.LoadAnnotations", with_bbox=True),
+    dict(type="mmnetaug.TrainOnDifficult"),
     # photos are large: everything after this resize costs a fraction of what it would before it
     dict(type="mmdet.Resize", scale=input_size, keep_ratio=True),
     dict(type="mmdet.PhotoMetricDistortion"),

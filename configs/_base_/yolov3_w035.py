@@ -48,8 +48,10 @@ model = dict(
     train_cfg=dict(
         assigner=dict(
             type="GridAssigner",
-            pos_iou_thr=0.5,  # besides each object's best anchor
-            neg_iou_thr=0.7,  # anchors that overlap an object more than this are no negatives (GluonCV)
+            # mmdet's rule, by anchors: each object's best one and all above 0.5 are to find it, those above 0.7 are no
+            # negatives. GluonCV has the best one alone find it, and exempts *predicted* boxes above 0.7.
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.7,
             min_pos_iou=0,
         )
     ),

@@ -3,7 +3,7 @@
 from .check import DataError, DatasetReport, check_data, check_dataset
 from .custom import fill_config, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
-from .voc import DigitScenes, VOCLayoutDataset
+from .voc import DigitScenes, TrainOnDifficult, VOCLayoutDataset
 
 __all__ = [
     "DataError",
@@ -11,6 +11,7 @@ __all__ = [
     "DetectionMixUp",
     "DigitScenes",
     "PackMixedDetInputs",
+    "TrainOnDifficult",
     "VOCLayoutDataset",
     "check_data",
     "check_dataset",

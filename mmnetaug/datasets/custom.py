@@ -180,7 +180,7 @@ def _coco_splits(root: Path) -> dict[str, dict]:
     if not files["train"] or not files["val"]:
         missing = "*train*.json" if not files["train"] else "*val*.json or *test*.json"
         raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
-    images = {path: [one["file_name"] for one in _load_coco(path)["images"]] for path in set(files.values())}
+    images = {path: [one["file_name"] for one in _load_coco(path)["images"]] for path in dict.fromkeys(files.values())}
     folders = {path: _coco_folder(root, path, names) for path, names in images.items()}
     paths = {path: {folders[path] + name for name in names} for path, names in images.items()}
     for name in ("val", "test"):

@@ -3,9 +3,10 @@
 import os
 import os.path as osp
 
+from mmcv.transforms import BaseTransform
 from mmdet.datasets import XMLDataset
 
-from mmnetaug.registry import DATASETS
+from mmnetaug.registry import DATASETS, TRANSFORMS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -39,6 +40,22 @@ class VOCLayoutDataset(XMLDataset):
     def _parse_instance_info(self, *args, **kwargs) -> list[dict]:
         instances = super()._parse_instance_info(*args, **kwargs)
         return [one for one in instances if one["bbox"][2] > one["bbox"][0] and one["bbox"][3] > one["bbox"][1]]
+
+
+@TRANSFORMS.register_module()
+class TrainOnDifficult(BaseTransform):
+    """Has objects that Pascal VOC calls difficult trained on, as GluonCV does.
+
+    mmdet sets them apart, but YOLOv3's loss knows of no boxes to ignore: it would take what is there for background.
+    Stands behind ``LoadAnnotations`` in training pipelines; measuring goes on to leave such objects out. COCO's crowds,
+    boxes around many objects, stay set apart.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Clear ``gt_ignore_flags`` (n,) of data that come from XML files."""
+        if "xml_path" in results:
+            results["gt_ignore_flags"][:] = False
+        return results
 
 
 @DATASETS.register_module()

@@ -1,6 +1,7 @@
 """Plain networks and parts of networks: nothing in here knows of NetAug."""
 
 from .distill import DistilledClassifier
+from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
 from .same_padding import SameConv2d, SamePadding
@@ -13,6 +14,7 @@ __all__ = [
     "DepthwiseYOLOV3Head",
     "DepthwiseYOLOV3Neck",
     "DistilledClassifier",
+    "DropBlock",
     "DropoutClsHead",
     "MobileNetV2",
     "SameConv2d",

@@ -194,8 +194,8 @@ class TinyNet(BaseModule):
         out_indices: Stages to return, 0 being the depthwise-separable block behind the stem. One past the last stage
             are the features for a classifier, whose channels never shrink: (N, C, H, W) as mmpretrain expects them in
             front of ``GlobalAveragePooling``, or (N, C, 1, 1) for MobileNetV3, which pools before them.
-        drop_block: Config of DropBlock (``mmdet.DropBlock``), which then follows every stage of stride 16 and 32; None
-            leaves it out.
+        drop_block: Config of DropBlock (``mmnetaug.DropBlock``), which then follows every stage of stride 16 and 32;
+            None leaves it out.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights.
 
     Raises:

@@ -86,7 +86,7 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
             pred_maps: Per level, (N, anchors * (5 + classes), H, W).
             batch_gt_instances: Per image, ``bboxes`` (n, 4) in pixels and ``labels`` (n,).
             batch_img_metas: Per image, its meta information.
-            batch_gt_instances_ignore: Not used by YOLOv3.
+            batch_gt_instances_ignore: Not used by mmdet's YOLOv3: what is there counts as background.
 
         Returns:
             ``loss_cls``, ``loss_conf``, ``loss_xy`` and ``loss_wh``, each one scalar per level.

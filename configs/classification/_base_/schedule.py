@@ -1,5 +1,7 @@
 """What all of the authors' classifiers are trained with: Nesterov SGD, 5 epochs of warm-up, then a cosine to 0.
 
+Warm-up starts at the rate of one GPU: of 16 in pre-training (of 4 in the authors' fine-tuning, of 16 here too).
+
 Other lengths: ``--cfg-options train_cfg.max_epochs=N``, the 5 epochs of warm-up included.
 """
 
@@ -9,7 +11,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=1 / 16, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min=0, by_epoch=True, begin=5, convert_to_iter_based=True),  # to the last epoch
 ]
 val_cfg = dict()

@@ -5,5 +5,5 @@ The paper does not say behind which layers: behind the stages of strides 16 and 
 
 _base_ = "../imagenet/mobilenet_v2_tiny_in1k.py"
 
-model = dict(backbone=dict(drop_block=dict(type="mmdet.DropBlock", drop_prob=0.1, block_size=5)))
+model = dict(backbone=dict(drop_block=dict(type="mmnetaug.DropBlock", drop_prob=0.1, block_size=5)))
 train_cfg = dict(max_epochs=305)
