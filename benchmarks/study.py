@@ -386,7 +386,8 @@ def table(record: dict, experiments: Iterable[Experiment]) -> list[str]:
         test, train, minutes = ([row[key] for row in own] for key in ("test", "train", "minutes"))
         spread = f" ± {statistics.stdev(test):.2f}" if len(test) > 1 else ""
         trained = f"{statistics.mean(train):.2f}" if None not in train else "–"
-        ratio = f"{statistics.mean(row['loss_ratio'][e.epochs] for row in own):.3f}" if e.netaug else "–"
+        ratios = [row["loss_ratio"].get(e.epochs) for row in own]  # none where nothing was augmented
+        ratio = f"{statistics.mean(ratios):.3f}" if None not in ratios else "–"
         lines.append(
             f"| {e.name} | {e.epochs} | {len(own)} | {statistics.mean(test):.2f}{spread} "
             f"| {trained} | {ratio} | {statistics.mean(minutes):.1f} | {e.baseline} | {difference(record, e)} |"
@@ -400,7 +401,7 @@ def plot_loss_ratios(record: dict) -> str:
     axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     for e in EXPERIMENTS:
         series = [record[e.name, s]["loss_ratio"] for s in e.seeds if (e.name, s) in record]
-        if series and e.netaug and not BY_NAME[e.baseline].netaug:  # no ablations
+        if any(series) and not BY_NAME[e.baseline].netaug:  # no ablations
             means = {epoch: statistics.mean(ratios[epoch] for ratios in series) for epoch in series[0]}
             axes.plot([epoch / e.epochs for epoch in means], list(means.values()), label=e.name)
     axes.axhline(1, color="black", linewidth=0.8)

@@ -259,8 +259,8 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
 def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
     """Check the files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
 
-    What is downloaded is kept by torch and checked as well. A distilling classifier's teacher must fit completely: it
-    is not trained any more.
+    What is downloaded, and kept by torch, must hold tensors alone as well. A distilling classifier's teacher must fit
+    completely: it is not trained any more.
 
     Args:
         model: Plain or elastic, not yet initialised.
@@ -282,6 +282,9 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
             part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
             prefix = f"{prefix.rstrip('.')}." if prefix else ""
             weights = read_checkpoint(path, trusted)
+            if not is_local(path) and not is_teacher:  # stock backbones convert what they load in ways of their own
+                lines.append(f"weights: from {path}")
+                continue
             line = check_weights(module, weights, path, "" if is_teacher else part, prefix, complete=is_teacher)
             lines.append(f"teacher's {line}" if is_teacher else line)
     return lines

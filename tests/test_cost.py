@@ -157,6 +157,30 @@ def test_parts_that_depend_on_proposals_are_named():
     assert untraced_readers(build(DETR)) == ["transformer", "bbox_head"]
 
 
+class Attention(nn.Module):
+    """Attention of 64 positions with 3 channels, by torch's kernel or its module."""
+
+    def __init__(self, module: bool = False) -> None:
+        super().__init__()
+        self.module = nn.MultiheadAttention(3, 1, batch_first=True) if module else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        if self.module is not None:
+            return self.module(x, x, x, need_weights=False)[0]
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(("module", "macs"), [(False, 2 * 64 * 64 * 3), (True, 2 * 64 * 64 * 3 + 4 * 64 * 3 * 3)])
+def test_products_of_attention_count(module, macs):
+    assert count_cost(Attention(module), (1, 3, 8, 8)).macs == macs
+
+
+class MatrixVector(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0, 0] @ x[0, 0, 0]
+
+
 class NeedsData(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[x > x.mean().item()]
@@ -167,6 +191,7 @@ class NeedsData(nn.Module):
     [
         (NeedsData(), (1, 3, 8, 8), "NeedsData at input .* cannot be counted"),
         (nn.Conv2d(3, 8, 9), (1, 3, 8, 8), "cannot be counted"),
+        (MatrixVector(), (1, 3, 8, 8), "no formula for mv"),
         (nn.Conv2d(3, 8, 3), (3, 8, 8), "input shape must be"),
         (nn.Conv2d(3, 8, 3), (1, 3, 0, 8), "input shape must be"),
     ],

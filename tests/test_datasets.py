@@ -287,16 +287,28 @@ def test_custom_coco_splits_that_number_their_images_alike(tmp_path):
     for split in splits:
         number_anew(tmp_path, split)
     shutil.copytree(tmp_path / "train", tmp_path / "a_train_preview")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/val").symlink_to(tmp_path / "val")  # as data shared with YOLO tools have
+    (tmp_path / "test").rename(tmp_path / "images.tmp")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "images.tmp").rename(tmp_path / "test/images")
     cfg = custom_config(tmp_path)
-    for split in splits:
-        assert cfg[f"{split}_dataloader"].dataset.data_prefix.img == f"{split}/"
+    folders = {split: cfg[f"{split}_dataloader"].dataset.data_prefix.img for split in splits}
+    assert folders == dict(train="train/", val="val/", test="test/images/")
+    (tmp_path / "images/val").unlink()
     (tmp_path / "val").rename(tmp_path / "held_out")
-    (tmp_path / "test").rename(tmp_path / "other")
-    (tmp_path / "train").rename(tmp_path / "some")
-    with pytest.raises(
-        DataError, match=r"images of instances_val\.json: a_train_preview, held_out, other, some\?.*val\."
-    ):
+    with pytest.raises(DataError, match=r"images of instances_val\.json: a_train_preview, held_out, .*right one val,"):
         custom_config(tmp_path)
+
+
+def test_custom_coco_with_a_copy_of_the_images(tmp_path):
+    make_coco(tmp_path, dict(train=4, val=3), ("cat", "dog"), per_image=2)
+    for folder in ("images", "thumbs"):
+        for split in ("train", "val"):
+            shutil.copytree(tmp_path / split, tmp_path / folder, dirs_exist_ok=True)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / split)
+    assert custom_config(tmp_path).train_dataloader.dataset.data_prefix.img == "images/"
 
 
 def test_custom_coco_is_not_measured_on_what_it_is_trained_on(tmp_path):

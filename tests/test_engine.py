@@ -530,15 +530,21 @@ def test_one_rank_alone_writes_twins(whole_run, monkeypatch):
     twin.write_bytes(content)
 
 
-def test_the_schedule_switches_between_steps(tmp_path):
+def test_the_schedule_switches_between_steps(tmp_path, monkeypatch):
     """Steps of three iterations, width and expand augmentation off after four: the second step is augmented in full."""
+    sorts = []
+    monkeypatch.setattr(hooks_module, "sort_hidden_channels", lambda *args: sorts.append(len(sorts)))
     optim_wrapper = {**runner_config(tmp_path)["optim_wrapper"], "accumulative_counts": 3}
     runner = run(
         tmp_path,
         optim_wrapper=optim_wrapper,
-        custom_hooks=[dict(type="mmnetaug.NetAugScheduleHook", width_until=1, expand_until=1)],
+        custom_hooks=[
+            dict(type="mmnetaug.NetAugScheduleHook", width_until=1, expand_until=1),
+            dict(type="mmnetaug.ChannelSortHook"),
+        ],
         default_hooks=dict(checkpoint=None),
     )
+    assert sorts == [0]  # the next is due when the augmentation has ended
     assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 6
 
 

@@ -54,6 +54,9 @@ class Halves(nn.Module):
         (conv(4, 8), 64 * (4 + 8)),  # norm and ReLU6 need nothing of their own
         (nn.Sequential(conv(4, 8), nn.Hardswish(inplace=True)), 64 * (8 + 8)),  # a step of its own, not in place
         (nn.Sequential(conv(4, 8), nn.LeakyReLU(0.1)), 64 * (8 + 8 + 8)),  # x, slope * x and the larger of the two
+        (nn.Sequential(conv(4, 8), nn.SiLU(inplace=True)), 64 * (8 + 8 + 8)),  # x, its sigmoid and their product
+        (nn.MaxPool2d(3, 2, 1), 4 * 64 + 4 * 100),  # as with convolutions: a padded copy, larger than what comes out
+        (nn.MaxPool2d(2), 4 * 64 + 4 * 16),
         (Residual(), 64 * (4 + 16 + 4)),  # the input waits for the addition
         (Late(), 64 * (8 + 2 + 10)),
         (conv(4, 8, 3), 64 * (4 + 8)),  # stride 1 is padded as "SAME"
@@ -67,6 +70,9 @@ class Halves(nn.Module):
         "conv",
         "hardswish",
         "leaky relu",
+        "silu",
+        "padded pooling",
+        "pooling",
         "residual",
         "outputs stay",
         "same",

@@ -97,6 +97,12 @@ def test_the_record_is_kept_and_read(tmp_path, monkeypatch):
         study.read_record()
 
 
+def test_a_run_in_which_nothing_was_augmented_is_reported():
+    experiment = NAMES["micro, authors' init"]
+    row = dict(test=70.0, train=72.0, minutes=6.0, loss_ratio={})
+    assert "| 72.00 | – | 6.0 |" in study.table({(experiment.name, 0): row}, [experiment])[-1]
+
+
 def test_paired_intervals_are_student_s():
     mean, half = study.interval([1.0, 2.0, 3.0])
     assert mean == 2

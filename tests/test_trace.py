@@ -115,6 +115,11 @@ class TrainingOnly(Net):
         return self.body(x)
 
 
+class Cast(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(x.float())
+
+
 class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.sum().item() > 0 else x
@@ -146,6 +151,7 @@ def elastic(network: nn.Module) -> nn.Module:
     "network, held",
     [
         (Chunk, {}),
+        (Cast, {}),
         (SplitByAttribute, {}),
         (SplitInHalves, {}),
         (SplitByNumber, {"stem": "divides them otherwise"}),

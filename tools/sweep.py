@@ -200,12 +200,13 @@ def latency(model: torch.nn.Module, shape: tuple[int, ...], seconds: float = 2.0
 def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
     """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    # beside the work directory: into it MMEngine writes a config of that name itself, with additions
-    finished, path = work_dir / "finished", work_dir.with_name(f"{work_dir.name}.py")
-    if path.is_file() and path.read_text() != cfg.pretty_text:
+    # MMEngine writes over the config, with additions: what was asked for is kept beside it
+    finished, path, asked = (work_dir / name for name in ("finished", "sweep_config.py", "sweep_config.txt"))
+    if asked.is_file() and asked.read_text() != cfg.pretty_text:
         raise UserError(f"{work_dir} holds a training by another config: remove it, or name another --work-dir")
     if not finished.is_file():
-        with replaced_when_done(path) as temporary:
+        path.write_text(cfg.pretty_text)
+        with replaced_when_done(asked) as temporary:
             temporary.write_text(cfg.pretty_text)
         command = [sys.executable, str(Path(__file__).with_name("train.py")), str(path), "--resume"]
         print(f"training in {work_dir}", flush=True)

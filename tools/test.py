@@ -89,8 +89,8 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
             weights = read_checkpoint(args.checkpoint, trusted)
             line = check_weights(model, weights, args.checkpoint, complete=True)
-            classes = runner.test_dataloader.dataset.metainfo.get("classes")
-            check_classes(weights, classes or (), args.checkpoint)
+            meta = getattr(runner.test_dataloader.dataset, "metainfo", {})
+            check_classes(weights, meta.get("classes") or (), args.checkpoint)
             runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
         runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
         metrics = runner.test()

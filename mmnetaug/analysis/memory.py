@@ -257,8 +257,9 @@ def kilobytes(size: int) -> str:
 def deployed(recording: Recording) -> tuple[list[Operator], list[int]]:
     """The operators that a converter to TFLite leaves, and the values that are put out.
 
-    What is folded is gone, padding that "SAME" cannot express is a step of its own, and so is LeakyReLU's product:
-    TFLite's quantiser does not know LeakyReLU, so :mod:`mmnetaug.deploy` exports it as max(x, slope * x).
+    What is folded is gone, padding that "SAME" cannot express is a step of its own, and so are LeakyReLU's product
+    (TFLite's quantiser does not know LeakyReLU, so :mod:`mmnetaug.deploy` exports it as max(x, slope * x)) and SiLU's
+    sigmoid (TFLite has no SiLU).
     """
     alias = _aliases(recording)
     outputs = [_root(alias, value) for value in recording.outputs]
@@ -274,8 +275,9 @@ def deployed(recording: Recording) -> tuple[list[Operator], list[int]]:
         if operator.padded:
             steps.append(Operator("pad", operator.layer, reads[:1], (new,), (operator.padded,), 0))
             reads, new = (new, *reads[1:]), new + 1
-        elif operator.kind in ("leaky_relu", "leaky_relu_"):
-            steps.append(Operator("mul", operator.layer, reads[:1], (new,), shapes, 0))
+        elif operator.kind.removesuffix("_") in ("leaky_relu", "silu"):
+            first = "logistic" if "silu" in operator.kind else "mul"
+            steps.append(Operator(first, operator.layer, reads[:1], (new,), shapes, 0))
             reads, new = (*reads, new), new + 1
         steps.append(Operator(operator.kind, operator.layer, reads, writes, shapes, operator.macs))
     return steps, outputs

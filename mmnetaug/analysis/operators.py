@@ -6,6 +6,7 @@ Nothing is computed: the network runs on fake tensors, which have a shape and no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
@@ -14,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmnetaug.elastic import evaluating, find_spaces
 from mmnetaug.forward import tensor_forward
+
+PRODUCTS_WITHOUT_FORMULA = {"mv", "addmv", "dot", "vdot"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Operator:
         writes: Numbers of the values that it produces. Working in place counts as producing a new value.
         shapes: Shapes of those.
         macs: Multiply-accumulates.
-        padded: Of a convolution, the shape of its input once zeros are put around it, where "SAME" padding, the only
-            kind that TFLite's convolutions know, would put them elsewhere; None otherwise.
+        padded: Of a convolution or maximum pooling, the shape of its input once it is padded, where "SAME" padding,
+            the only kind that TFLite's know, would put that elsewhere; None otherwise.
         takes_padding: Whether it is a convolution that reads what an operator before it has padded as "SAME" does, so
             that a converter makes one of the two.
     """
@@ -83,6 +87,10 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
         for space in find_spaces(model):
             stack.enter_context(space.at(space.base()))
         stack.enter_context(torch.no_grad())
+        # attention in steps that can be counted, in place of kernels that do all of it
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         image = torch.empty(input_shape, device=device)
         counter = stack.enter_context(FlopCounterMode(display=False))
@@ -137,6 +145,9 @@ class _Recorder(TorchDispatchMode):
             self.kept.append(leaf)
             self.count += 1
         kind = func._schema.name.split("::")[1]
+        macs = (self.counter.get_total_flops() - before) // 2
+        if not macs and (kind in PRODUCTS_WITHOUT_FORMULA or "attention" in kind):
+            raise NotImplementedError(f"torch has no formula for {kind}")
         if kind == "constant_pad_nd":
             self.paddings[id(out)] = (args[0], list(args[1]))
         self.operators.append(
@@ -146,8 +157,8 @@ class _Recorder(TorchDispatchMode):
                 reads=reads,
                 writes=tuple(self.values[id(leaf)] for leaf in results),
                 shapes=tuple(tuple(leaf.shape) for leaf in results),
-                macs=(self.counter.get_total_flops() - before) // 2,
-                padded=_padded(*args[:2], *args[3:6]) if kind == "convolution" else None,
+                macs=macs,
+                padded=_padded_input(kind, args),
                 takes_padding=kind == "convolution" and self._takes_padding(*args[:2], *args[3:6]),
             )
         )
@@ -172,12 +183,22 @@ def _same(size: int, kernel: int, stride: int, step: int) -> list[int]:
     return [total // 2, total - total // 2]
 
 
+def _padded_input(kind: str, args: tuple) -> tuple[int, ...] | None:
+    if kind == "convolution":
+        return _padded(args[0], args[1].shape[2:], *args[3:6])
+    if kind == "max_pool2d_with_indices" and len(args) > 3 and not any(args[5:6]):  # without ceil_mode
+        kernel, strides, padding = ([*sides] * (2 // (len(sides) or 1)) for sides in args[1:4])
+        dilation = args[4] if len(args) > 4 else [1]
+        return _padded(args[0], kernel, strides or kernel, padding, [*dilation] * (2 // len(dilation)))
+    return None
+
+
 def _padded(
-    x: Tensor, weight: Tensor, strides: list[int], padding: list[int], dilation: list[int]
+    x: Tensor, kernels: Sequence[int], strides: list[int], padding: list[int], dilation: list[int]
 ) -> tuple[int, ...] | None:
-    """Shape of a convolution's input with its padding, if "SAME" padding is another; see ``Operator.padded``."""
+    """Shape of an input with its padding, if "SAME" padding is another; see ``Operator.padded``."""
     same, sizes = True, []
-    for size, kernel, stride, pad, step in zip(x.shape[2:], weight.shape[2:], strides, padding, dilation, strict=True):
+    for size, kernel, stride, pad, step in zip(x.shape[2:], kernels, strides, padding, dilation, strict=True):
         reach = (kernel - 1) * step + 1
         last = (size + 2 * pad - reach) // stride * stride + reach  # how much of the padded input the windows cover
         before, after = _same(size, kernel, stride, step)

@@ -217,19 +217,28 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
     if not any(found.values()):
         example = names[0] if names else f"any *{IMAGE_SUFFIXES[0]}"
         raise DataError(f"no folder below {root} holds the images of {ann_file.name}, such as {example}.")
-    best = [folder for folder in folders if found[folder] == max(found.values())]
+    best: list[Path] = []
+    for folder in folders:
+        if found[folder] == max(found.values()) and not any(_same_images(folder, other, names) for other in best):
+            best.append(folder)
     called = ann_file.stem.removeprefix("instances_")
     split = next(split for split in SPLITS if split in called)
     for fits in (lambda name: name == called, lambda name: name == split, lambda name: split in name):
         if len(best) > 1:
-            best = [folder for folder in best if fits(folder.name)] or best
-    if len(best) > 1:
+            best = [folder for folder in best if any(map(fits, folder.relative_to(root).parts))] or best
+    if len(best) > 1 and any(split in str(folder.relative_to(root)) for folder in best for split in SPLITS):
         candidates = ", ".join(str(folder.relative_to(root)) for folder in best)
         raise DataError(
             f"which folder of {root} holds the images of {ann_file.name}: {candidates}? All have files of these names; "
-            f"call the right one {called}."
+            f"call the right one {called}, or take the others out of {root}."
         )
     return f"{best[0].relative_to(root)}/"
+
+
+def _same_images(folder: Path, other: Path, names: list[str]) -> bool:
+    """Whether two folders are one, or hold links to the same images."""
+    pairs = [(folder / name, other / name) for name in names[:20]]
+    return any(one.is_file() and two.is_file() and one.samefile(two) for one, two in pairs)
 
 
 def _coco_classes(root: Path, train: dict) -> list[str]:

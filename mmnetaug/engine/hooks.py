@@ -93,7 +93,8 @@ class ChannelSortHook(Hook):
         """Sorts where it is due, but not between iterations whose gradients are being accumulated."""
         wrapper = runner.optim_wrapper
         starts = batch_idx == 0 and runner.epoch % self.interval == 0
-        self._due |= wrapper.width and (starts if self.by_epoch else runner.iter % self.interval == 0)
+        starts = starts if self.by_epoch else runner.iter % self.interval == 0
+        self._due = wrapper.width and (self._due or starts)
         if not self._due or wrapper.inner_count % wrapper._accumulative_counts:
             return
         self._due = False

@@ -19,6 +19,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -165,14 +166,9 @@ class _NetAugStep:
         return bool(self.clip_grad_kwargs) and not self.clip_together
 
     def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Keeps what the base pass is given. Some losses change their ground truth, so it is copied."""
         if self.share < 1:
             args, kwargs = _first_images(args, kwargs, self.share)
-
-        def kept(value: Any) -> Any:
-            return value if isinstance(value, Tensor) else copy.deepcopy(value)
-
-        self._inputs = tuple(map(kept, args)), {key: kept(value) for key, value in kwargs.items()}
+        self._inputs = tuple(map(_kept, args)), {key: _kept(value) for key, value in kwargs.items()}
 
     def _augmented_pass(self) -> None:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
@@ -248,6 +244,26 @@ class NetAugAmpOptimWrapper(_NetAugStep, AmpOptimWrapper):
         OptimWrapper.__init__(self, *args, **kwargs)
         self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
         self.cast_dtype = torch.bfloat16
+
+
+def _kept(value: Any) -> Any:
+    """What the base pass is given, for the augmented pass: images as they are, annotations copied.
+
+    Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
+    """
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseDataElement) for item in value):
+        return [_copied(item) for item in value]
+    return _copied(value) if isinstance(value, BaseDataElement) else value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, BaseDataElement):
+        copied = copy.copy(value)
+        vars(copied).update({name: _copied(item) for name, item in vars(value).items()})
+        return copied
+    if isinstance(value, Tensor | set):
+        return value.clone() if isinstance(value, Tensor) else set(value)
+    return value if isinstance(value, str | int | float | tuple | None) else copy.deepcopy(value)
 
 
 def _first_images(args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tuple, dict[str, Any]]:
