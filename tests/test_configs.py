@@ -83,7 +83,8 @@ def test_recipe_is_the_papers(name):
     assert model.bbox_head.num_classes == classes
     (resize,) = model.data_preprocessor.batch_augments
     assert (resize.random_size_range, resize.size_divisor) == ((320, 608), 32)
-    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == batch
+    gpus = 8 if is_voc else 16  # as the paper has them (section 4.1)
+    assert cfg.train_dataloader.batch_size * gpus == cfg.auto_scale_lr.base_batch_size == batch
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.param_scheduler[1].milestones == [epochs * 8 // 10, epochs * 9 // 10]
     optimizer = cfg.optim_wrapper.optimizer
