@@ -36,6 +36,9 @@ HEADLINES = {
 }
 
 
+OF_THE_TEACHER = ("teacher", "teacher_checkpoint", "temperature", "weight")
+"""Arguments of ``DistilledClassifier`` that an ``ImageClassifier`` has none of."""
+
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
@@ -73,10 +76,13 @@ def load_tiny(
 
 
 def without_netaug(config: Any) -> Any:
-    """A model's config with every ``mmnetaug.NetAug`` replaced by what it wraps."""
+    """A model's config with what is there in training alone taken out: NetAug around it, and a teacher beside it."""
     if isinstance(config, dict):
         if type_name(config) == "NetAug":
             return without_netaug(config["model"])
+        if type_name(config) == "DistilledClassifier":
+            student = {key: value for key, value in config.items() if key not in OF_THE_TEACHER}
+            config = type(config)(student, type="mmpretrain.ImageClassifier")
         return type(config)({key: without_netaug(value) for key, value in config.items()})
     if isinstance(config, list | tuple):
         return type(config)(without_netaug(value) for value in config)

@@ -14,9 +14,31 @@ from mmengine.registry import init_default_scope
 from test_tools import load_tool, run
 
 from mmnetaug.cli import build_runner
+from mmnetaug.engine.curves import TrainAccuracyHook
 
 REPO = Path(__file__).parents[1]
 plot_curves = load_tool("plot_curves")
+
+
+def test_wrapped_training_images_and_no_validation(tmp_path):
+    make_class_folders(tmp_path, train=3)
+    cfg = Config.fromfile(REPO / "configs/classification/cifar10/mobilenet_v2_tiny_cifar10.py")
+    init_default_scope(cfg.default_scope)
+    for loader, prefix in ((cfg.train_dataloader, "train"), (cfg.val_dataloader, "val")):
+        loader.dataset.update(data_root=str(tmp_path), data_prefix=prefix)
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=5, dataset=cfg.train_dataloader.dataset)
+    cfg.work_dir = str(tmp_path / "run")
+    runner = build_runner(cfg)
+    hook = TrainAccuracyHook()
+    hook.before_train(runner)
+    measured = hook._loader.dataset
+    assert len(measured) == 6
+    assert [step["type"] for step in cfg.val_dataloader.dataset.pipeline] == [
+        type(step).__name__ for step in measured.pipeline.transforms
+    ]
+    runner.cfg.val_dataloader = None
+    TrainAccuracyHook().before_train(runner)
 
 
 @pytest.fixture

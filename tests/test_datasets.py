@@ -714,6 +714,20 @@ def classification(root: Path, split: str) -> dict:
     return dict(type="mmpretrain.CustomDataset", data_root=str(root), data_prefix=split)
 
 
+def test_labels_without_names_are_checked_against_the_head(tmp_path):
+    make_class_folders(tmp_path)
+    lines = [
+        f"{path.relative_to(tmp_path / 'train')} {number}" for number, path in enumerate(tmp_path.glob("train/*/*"))
+    ]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    dataset = dict(classification(tmp_path, "train"), ann_file="train.txt")
+    cfg = Config(dict(model=dict(head=dict(num_classes=6)), train_dataloader=dict(dataset=dataset)))
+    with pytest.raises(DataError, match="labels go from 0 to num_classes - 1 = 5: 6, 7 do not"):
+        check_data(cfg)
+    cfg.model.head.num_classes = 8
+    check_data(cfg)
+
+
 def test_classification(tmp_path):
     make_class_folders(tmp_path)
     report = check_dataset(classification(tmp_path, "train"))

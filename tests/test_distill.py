@@ -16,6 +16,7 @@ from torch import nn
 from mmnetaug import NetAugOptimWrapper
 from mmnetaug.cli import UserError
 from mmnetaug.elastic import base_state_dict
+from mmnetaug.evaluation import without_netaug
 from mmnetaug.preflight import build_model, check_pretrained
 
 CLASSES = 5
@@ -101,6 +102,13 @@ def test_the_student_starts_as_without_a_teacher(teacher_file):
         states.append((model.state_dict(), torch.rand(1)))
     assert all(torch.equal(value, states[1][0][name]) for name, value in states[0][0].items())
     assert torch.equal(states[0][1], states[1][1])
+
+
+def test_deployed_is_the_student_alone():
+    config = dict(type="mmnetaug.NetAug", model=distilled(temperature=2.0, weight=0.5), width=[1, 2])
+    student = without_netaug(config)
+    assert student == {**classifier(), "type": "mmpretrain.ImageClassifier"}
+    assert build(student).state_dict().keys() == build(distilled()).state_dict().keys()
 
 
 def test_the_teacher_moves_with_the_student():

@@ -153,6 +153,15 @@ def test_pretrained_weights_need_not_hold_lite_residuals():
         check_weights(adapted, few, "x.pth", "backbone.")
 
 
+def test_convolutions_that_pad_by_themselves_are_refused():
+    model = dict(type="mmnetaug.SamePadding", model=config("mobilenet_v2"))
+    with (
+        DefaultScope.overwrite_default_scope("mmpretrain"),
+        pytest.raises(ValueError, match=r"conv1\.conv is a SameConv2d"),
+    ):
+        MODELS.build(dict(type="mmnetaug.TinyTL", model=model, input_size=SIZE))
+
+
 def test_a_network_without_inverted_bottlenecks_is_refused():
     model = dict(type="ImageClassifier", backbone=dict(type="ResNet", depth=18))
     with (

@@ -72,6 +72,7 @@ class DatasetReport:
         decoded: Number of images that were fully decoded by the check.
         objects: Objects (or images, in classification) of each class found in the annotations.
         listed: Class names that the annotation file lists, with objects or without (COCO layout).
+        labels: Labels of images whose classes have no names.
         problems: What keeps it from being used.
         warnings: What training copes with.
         hint: What to do when the data are not there.
@@ -83,6 +84,7 @@ class DatasetReport:
     decoded: int = 0
     objects: Counter = field(default_factory=Counter)
     listed: set[str] = field(default_factory=set)
+    labels: set[int] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     hint: str = ""
@@ -134,6 +136,12 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
         reports[0].problems.append(
             f"the model's head has num_classes={few(sorted(expected))}, the data {len(reports[0].classes)} classes"
         )
+    for report in reports:
+        beyond = sorted(label for label in report.labels if expected and not 0 <= label < max(expected))
+        if beyond:
+            report.problems.append(
+                f"its labels go from 0 to num_classes - 1 = {max(expected) - 1}: {few(beyond)} do not"
+            )
     _raise_problems(reports)
     return reports
 
@@ -422,7 +430,9 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
         if isinstance(info.get("img_path"), str):
             sizes[info["img_path"]] = None
         label = info.get("gt_label")
-        if isinstance(label, int) and report.classes:
+        if isinstance(label, int) and not report.classes:
+            report.labels.add(label)
+        elif isinstance(label, int):
             if not 0 <= label < len(report.classes):
                 beyond.append(f"{info.get('img_path', index)} ({label})")
             else:

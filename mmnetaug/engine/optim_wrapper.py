@@ -251,6 +251,8 @@ def _kept(value: Any) -> Any:
 
     Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
     """
+    if isinstance(value, dict):  # the branches of a semi-supervised detector
+        return {key: _kept(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and any(isinstance(item, BaseDataElement) for item in value):
         return [_copied(item) for item in value]
     return _copied(value) if isinstance(value, BaseDataElement) else value

@@ -48,7 +48,7 @@ def TinyTL(
         The classifier of the config.
 
     Raises:
-        ValueError: The backbone has no inverted bottlenecks.
+        ValueError: The backbone has no inverted bottlenecks, or convolutions of its own kind.
     """
     config = dict(model)
     if data_preprocessor is not None:
@@ -57,11 +57,13 @@ def TinyTL(
     backbone = classifier.backbone
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad = name.endswith("bias")
-    for module in backbone.modules():
+    for name, module in backbone.named_modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = FrozenNorm
-        elif isinstance(module, nn.Conv2d):
+        elif type(module) is nn.Conv2d:
             module.__class__ = FrozenConv
+        elif isinstance(module, nn.Conv2d):  # one that pads in a way of its own would be another network
+            raise ValueError(f"TinyTL freezes plain convolutions, and {name} is a {type(module).__name__}")
         elif isinstance(module, nn.ReLU | nn.ReLU6):
             module.__class__ = _MASKED[type(module)]
     _add_lite_residuals(backbone, input_size, groups)
