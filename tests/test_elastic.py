@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 from torch import nn
 
@@ -20,6 +20,12 @@ every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 def wrapper(model: nn.Module, **kwargs):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     return OPTIM_WRAPPERS.build(dict(type="mmnetaug.NetAugOptimWrapper", optimizer=optimizer, **kwargs))
+
+
+def build(config: dict) -> nn.Module:
+    """Builds in mmdet's scope, whatever an earlier test has left as the default."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(config)
 
 
 def step(model: nn.Module, data: dict, optim_wrapper) -> dict:
@@ -215,13 +221,11 @@ def test_a_backbone_alone_keeps_its_outputs():
     config = detector_config("mobilenet_v3")
     whole = copy.deepcopy(config)
     whole["backbone"] = dict(type="mmnetaug.NetAug", model=config["backbone"], width=[1, 2], expand=[1, 2])
-    from mmengine.registry import MODELS
-
     torch.manual_seed(7)
-    plain = MODELS.build(config)
+    plain = build(config)
     plain.init_weights()
     torch.manual_seed(7)
-    model = MODELS.build(whole)
+    model = build(whole)
     model.init_weights()
     for key, value in base_state_dict(model).items():
         assert torch.equal(value, plain.state_dict()[key]), key
@@ -263,14 +267,12 @@ def test_tiny_and_large_checkpoints_load(backbone):
 @every_backbone
 def test_the_tiny_network_starts_as_the_plain_one(backbone):
     """Same seed, same initial weights: baseline and NetAug runs start from one point, whatever initialises them."""
-    from mmengine.registry import MODELS
-
     config = detector_config(backbone)
     torch.manual_seed(7)
-    plain = MODELS.build(copy.deepcopy(config))
+    plain = build(copy.deepcopy(config))
     plain.init_weights()
     torch.manual_seed(7)
-    elastic = MODELS.build(dict(type="mmnetaug.NetAug", model=copy.deepcopy(config), width=[1, 2], expand=[1, 2]))
+    elastic = build(dict(type="mmnetaug.NetAug", model=copy.deepcopy(config), width=[1, 2], expand=[1, 2]))
     elastic.init_weights()
     for key, value in base_state_dict(elastic).items():
         assert torch.equal(value, plain.state_dict()[key]), key
@@ -340,8 +342,6 @@ def test_augmented_networks_cost_what_the_authors_factors_say():
     That is the cost of the features. The last 1x1 convolution and the classifier, which no expand factor touches, bring
     the whole classifier down to 5.2, 13.3 and 1.63.
     """
-    from mmengine.registry import MODELS, DefaultScope
-
     config = dict(
         type="mmpretrain.ImageClassifier",
         backbone=dict(type="mmnetaug.MobileNetV2", widen_factor=0.35),
