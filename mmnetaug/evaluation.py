@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
 from mmnetaug.cli import UserError, build_runner
+from mmnetaug.datasets.custom import innermost
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, is_detector, untraced_readers
@@ -344,8 +345,7 @@ def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[in
     dataset = copy.deepcopy((cfg.get("train_dataloader") or {}).get("dataset"))
     if not dataset:
         raise UserError("int8 is calibrated on training images, and this config has no train_dataloader")
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
+    dataset = innermost(dataset)
     for part in dataset.get("datasets") or [dataset]:
         part["pipeline"] = next(_pipelines(cfg.test_dataloader.dataset))
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)

@@ -46,7 +46,7 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
     cfg.classes = (classes,) if isinstance(classes, str) else tuple(classes)
     cfg.data_layout = layout
     for name, split in splits.items():
-        dataset = _innermost(cfg[f"{name}_dataloader"].dataset)
+        dataset = innermost(cfg[f"{name}_dataloader"].dataset)
         for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
             dataset[key] = value  # update() would merge the nested dicts with what is there
     for name in ("val", "test"):
@@ -124,8 +124,9 @@ def _layouts_at(root: Path) -> list[str]:
     return ["voc"] * voc + ["coco"] * coco
 
 
-def _innermost(dataset: dict) -> dict:
-    return _innermost(dataset.dataset) if "dataset" in dataset else dataset
+def innermost(dataset: dict) -> dict:
+    """What wrappers such as ``RepeatDataset`` and ``ClassBalancedDataset`` are around."""
+    return innermost(dataset.dataset) if "dataset" in dataset else dataset
 
 
 def _voc_splits(root: Path) -> dict[str, dict]:

@@ -7,13 +7,13 @@ import random
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
+from ..datasets.custom import innermost
 from ..registry import HOOKS
 
 
@@ -39,11 +39,11 @@ class TrainAccuracyHook(Hook):
         if not runner.cfg.get("val_dataloader"):
             return
         validation = copy.deepcopy(runner.cfg.val_dataloader)
-        config = _innermost(copy.deepcopy(runner.cfg.train_dataloader.dataset))  # each image once
-        pipeline = _innermost(validation.dataset).get("pipeline")
+        config = innermost(copy.deepcopy(runner.cfg.train_dataloader.dataset))  # each image once
+        pipeline = innermost(validation.dataset).get("pipeline")
         if pipeline is not None:  # a data set may hand over ready images without one
             for part in config.get("datasets") or [config]:
-                _innermost(part).pipeline = pipeline
+                innermost(part).pipeline = pipeline
         dataset = DATASETS.build(config)
         self._evaluator = runner.build_evaluator(copy.deepcopy(runner.cfg.val_evaluator))
         self._evaluator.dataset_meta = dataset.metainfo
@@ -62,8 +62,3 @@ class TrainAccuracyHook(Hook):
                 self._evaluator.process(data_samples=runner.model.val_step(batch), data_batch=batch)
         for name, value in self._evaluator.evaluate(len(self._loader.dataset)).items():
             runner.message_hub.update_scalar(f"val/train_{name}", value)
-
-
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    """What wrappers such as ``RepeatDataset`` and ``ClassBalancedDataset`` are around."""
-    return _innermost(dataset.dataset) if "dataset" in dataset else dataset
