@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+from mmengine.runner.checkpoint import CheckpointLoader, find_latest_checkpoint, load_from_local
 
 # How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
 # the second only those that do not say `weights_only` themselves.
@@ -68,6 +68,16 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> dic
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
     return checkpoint
+
+
+def find_last_checkpoint(work_dir: Path) -> str | None:
+    """The checkpoint that MMEngine noted last, or the newest where there is no note or only half of one."""
+    noted = find_latest_checkpoint(str(work_dir)) or ""
+    # it is noted by its path, and the work directory may have been moved
+    found = [path for path in (Path(noted), work_dir / Path(noted).name) if path.is_file()]
+    saved = [path for kind in ("epoch", "iter") for path in work_dir.glob(f"{kind}_*[0-9].pth")]
+    found += sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return str(found[0]) if found else None
 
 
 def _is_torch_file(path: Path) -> bool:

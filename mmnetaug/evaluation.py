@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
 from mmnetaug.cli import UserError, build_runner
-from mmnetaug.datasets.custom import innermost
+from mmnetaug.datasets.wrappers import first_pipeline, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, is_detector, untraced_readers
@@ -146,7 +146,7 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
             else:
                 transform[key] = scaled if multi_scale else (size, size)
         for augment in drawn if multi_scale else ():
-            step = augment["size_divisor"]
+            step = augment.get("size_divisor", 32)  # mmdet's default
             augment["random_size_range"] = tuple(
                 max(round(edge * ratio / step), 1) * step for edge in augment["random_size_range"]
             )
@@ -342,12 +342,10 @@ def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[in
         UserError: There are no training images.
     """
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    dataset = copy.deepcopy((cfg.get("train_dataloader") or {}).get("dataset"))
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset")
     if not dataset:
         raise UserError("int8 is calibrated on training images, and this config has no train_dataloader")
-    dataset = innermost(dataset)
-    for part in dataset.get("datasets") or [dataset]:
-        part["pipeline"] = next(_pipelines(cfg.test_dataloader.dataset))
+    dataset = copy.deepcopy(with_pipeline(dataset, first_pipeline(cfg.test_dataloader.dataset)))
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)
     if cfg.test_dataloader.get("collate_fn") or cfg.get("default_scope") == "mmpretrain":
         loader["collate_fn"] = cfg.test_dataloader.get("collate_fn", dict(type="default_collate"))

@@ -252,8 +252,8 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
         raise UserError(
             f"{path} holds pickled objects; if you trust where it comes from: --trust-checkpoint"
         ) from error
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} cannot be loaded: {error}") from error
+    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: torchvision:// and a misspelt name
+        raise UserError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:

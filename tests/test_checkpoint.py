@@ -11,6 +11,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmnetaug.checkpoint import CheckpointError, load_tensors, tensors_only, trusted_load
+from mmnetaug.cli import UserError
+from mmnetaug.preflight import read_checkpoint
 
 WEIGHTS = {"state_dict": {"conv.weight": torch.arange(12.0).reshape(3, 4)}, "meta": {"epoch": 3, "classes": ["1", "2"]}}
 
@@ -122,6 +124,11 @@ def test_tensors_only_allows_no_getattr(tmp_path: Path):
     torch.save({"state_dict": {}, "meta": Reach()}, path)
     with tensors_only(), pytest.raises(CheckpointError, match="pickled objects"):
         load_with_mmengine(path)
+
+
+def test_a_misspelt_name_of_a_download_is_an_error_of_the_user():
+    with pytest.raises(UserError, match="checkpoint torchvision://resnet5 cannot be loaded: KeyError"):
+        read_checkpoint("torchvision://resnet5", trusted=False)
 
 
 def test_tensors_only_loads_tensors(tmp_path: Path):

@@ -37,6 +37,13 @@ def test_wrapped_training_images_and_no_validation(tmp_path):
     assert [step["type"] for step in cfg.val_dataloader.dataset.pipeline] == [
         type(step).__name__ for step in measured.pipeline.transforms
     ]
+    cfg.val_dataloader.dataset = dict(type="ConcatDataset", datasets=[cfg.val_dataloader.dataset])
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[cfg.train_dataloader.dataset])
+    runner.cfg = cfg
+    hook.before_train(runner)
+    [part] = hook._loader.dataset.datasets
+    assert len(part) == 6
+    assert repr(part.pipeline) == repr(measured.pipeline)
     runner.cfg.val_dataloader = None
     TrainAccuracyHook().before_train(runner)
 

@@ -281,6 +281,13 @@ def number_anew(root: Path, split: str) -> None:
     file.write_text(json.dumps(content))
 
 
+def drop_key(root: Path, kind: str, key: str) -> None:
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    del content[kind][0][key]
+    file.write_text(json.dumps(content))
+
+
 def test_custom_coco_splits_that_number_their_images_alike(tmp_path):
     splits = dict(train=4, val=4, test=4)
     make_coco(tmp_path, splits, ("cat", "dog"), per_image=2)
@@ -297,7 +304,7 @@ def test_custom_coco_splits_that_number_their_images_alike(tmp_path):
     assert folders == dict(train="train/", val="val/", test="test/images/")
     (tmp_path / "images/val").unlink()
     (tmp_path / "val").rename(tmp_path / "held_out")
-    with pytest.raises(DataError, match=r"images of instances_val\.json: a_train_preview, held_out, .*right one val,"):
+    with pytest.raises(DataError, match=r"instances_val\.json: a_train_preview/, held_out/, .*right one val,"):
         custom_config(tmp_path)
 
 
@@ -308,13 +315,25 @@ def test_custom_coco_with_a_copy_of_the_images(tmp_path):
             shutil.copytree(tmp_path / split, tmp_path / folder, dirs_exist_ok=True)
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / split)
+    (tmp_path / "depth").mkdir()
+    shutil.copytree(tmp_path / "images", tmp_path / "depth", dirs_exist_ok=True)
     assert custom_config(tmp_path).train_dataloader.dataset.data_prefix.img == "images/"
+    shutil.copytree(tmp_path / "images", tmp_path / "val_predictions")
+    with pytest.raises(DataError, match=r"which folder of .* depth/, images/, thumbs/, val_predictions/"):
+        custom_config(tmp_path)
 
 
 def test_custom_coco_is_not_measured_on_what_it_is_trained_on(tmp_path):
     make_coco(tmp_path, dict(train=4), ("cat", "dog"), per_image=2)
     shutil.copy(tmp_path / "annotations/instances_train.json", tmp_path / "annotations/instances_val.json")
     with pytest.raises(DataError, match=r"4 images of .* are in both instances_train\.json and instances_val\.json"):
+        custom_config(tmp_path)
+    file = tmp_path / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["file_name"] = f"train/{image['file_name']}"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"4 images of .* are in both"):
         custom_config(tmp_path)
 
 
@@ -390,6 +409,8 @@ def test_custom_error_points_to_the_folder_below(tmp_path):
             ],
             r"has no \*val\*.json or",
         ),
+        (lambda root: drop_key(root, "images", "file_name"), "1 images have no file_name or no id, such as"),
+        (lambda root: drop_key(root, "categories", "name"), "1 categories have no id or no name, such as"),
         (lambda root: shutil.rmtree(root / "val2017"), "no folder below .* holds the images of instances_val2017"),
         (
             lambda root: shutil.copy(
@@ -608,7 +629,7 @@ def test_boxes_without_area_are_counted_and_dropped(voc_root, box):
 def test_stock_voc_dataset_must_be_told_to_drop_boxes_without_area(voc_root):
     edit_box(voc_root, xmin=10, xmax=10)
     stock = dict(voc(voc_root), type="mmdet.XMLDataset")
-    with pytest.raises(DataError, match="bbox_min_size=1"):
+    with pytest.raises(DataError, match="FilterAnnotations"):
         check_dataset(stock)
     wrapper = dict(type="mmdet.MultiImageMixDataset", dataset=stock, pipeline=[dict(type="FilterAnnotations")])
     assert check_dataset(wrapper).warnings
@@ -616,6 +637,9 @@ def test_stock_voc_dataset_must_be_told_to_drop_boxes_without_area(voc_root):
     assert check_dataset(stock).warnings
     flags = [one["ignore_flag"] for one in DATASETS.build(stock).get_data_info(0)["instances"]]
     assert flags == [1, 0]
+    stock["pipeline"] = [dict(type="LoadAnnotations"), dict(type="mmnetaug.TrainOnDifficult")]
+    with pytest.raises(DataError, match="bbox_min_size would have no effect"):
+        check_dataset(stock)
 
 
 def test_voc_warnings(voc_root):
@@ -722,6 +746,9 @@ def test_labels_without_names_are_checked_against_the_head(tmp_path):
     (tmp_path / "train.txt").write_text("\n".join(lines))
     dataset = dict(classification(tmp_path, "train"), ann_file="train.txt")
     cfg = Config(dict(model=dict(head=dict(num_classes=6)), train_dataloader=dict(dataset=dataset)))
+    with pytest.raises(DataError, match="labels go from 0 to num_classes - 1 = 5: 6, 7 do not"):
+        check_data(cfg)
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[dataset])
     with pytest.raises(DataError, match="labels go from 0 to num_classes - 1 = 5: 6, 7 do not"):
         check_data(cfg)
     cfg.model.head.num_classes = 8

@@ -30,7 +30,15 @@ from mmnetaug.analysis.operators import record
 from mmnetaug.cli import UserError
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
-from mmnetaug.evaluation import head_of, headline, load_tiny, replace_network, set_input_size, without_netaug
+from mmnetaug.evaluation import (
+    calibration_images,
+    head_of,
+    headline,
+    load_tiny,
+    replace_network,
+    set_input_size,
+    without_netaug,
+)
 from mmnetaug.models import SameConv2d
 from mmnetaug.preflight import build_model
 
@@ -100,6 +108,11 @@ def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 1
     assert run(sweep, *args, "train_cfg.max_epochs=2") == 1
     assert "holds a training by another config" in capsys.readouterr().err
+    (tmp_path / "net/64/last_checkpoint").write_text("/where/it/was/epoch_1.pth")
+    assert run(sweep, *args, "train_cfg.max_epochs=1") == 0
+    args[args.index(tmp_path)] = tmp_path / "other"
+    assert run(sweep, *args, "train_cfg.max_epochs=1", "default_hooks.checkpoint=None") == 1
+    assert "left no checkpoint" in capsys.readouterr().err
 
 
 def test_sizes_are_set_everywhere():
@@ -111,7 +124,7 @@ def test_sizes_are_set_everywhere():
         dict(type="PackInputs"),
     ]
     resize = [dict(type="mmdet.Resize", scale=(416, 320)), dict(type="PackDetInputs")]  # with 224 at the test
-    augment = dict(type="BatchSyncRandomResize", random_size_range=(320, 608), size_divisor=32)
+    augment = dict(type="BatchSyncRandomResize", random_size_range=(320, 608))
     cfg = Config(
         dict(
             model=dict(data_preprocessor=dict(pad_size_divisor=32, batch_augments=[augment])),
@@ -262,6 +275,19 @@ def test_an_int8_network_that_lost_too_much_is_not_kept(place, tmp_path, capsys,
     assert run(export, place / "plain.py", place / "tiny.pth", *args) == 1
     assert "loses 0.1000 of" in capsys.readouterr().err
     assert not list(tmp_path.glob("*int8*"))
+
+
+def test_calibration_images_are_the_training_images_without_their_wrappers(place):
+    cfg = Config.fromfile(place / "classifier.py")
+    train = cfg.train_dataloader.dataset
+    repeated = dict(type="RepeatDataset", times=5, dataset=train)
+    nested = dict(type="ConcatDataset", datasets=[repeated, dict(type="ConcatDataset", datasets=[train])])
+    model = build_model(cfg)
+    images = list(calibration_images(cfg, model, 1000, (64, 64)))
+    cfg.train_dataloader.dataset = nested
+    both = list(calibration_images(cfg, model, 1000, (64, 64)))
+    assert len(both) == 2 * len(images) > 0
+    assert all(np.array_equal(one, two) for one, two in zip(both, 2 * images, strict=True))
 
 
 def test_only_known_metrics_are_compared():

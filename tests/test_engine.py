@@ -6,6 +6,7 @@ import copy
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -480,6 +481,18 @@ def test_sorting_waits_for_accumulated_gradients(tmp_path, monkeypatch):
     assert sorted_at == [0, 6, 9, 12]
 
 
+def test_sorting_by_iterations_goes_on_after_a_resume(monkeypatch):
+    """Every five iterations, in steps of three; each iteration is the first of a resumed run, with a new hook."""
+    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    sorted_at = []
+    monkeypatch.setattr(hooks_module, "sort_hidden_channels", lambda *args: sorted_at.append(iteration))
+    for iteration in range(18):
+        step = SimpleNamespace(width=True, inner_count=iteration, _accumulative_counts=3, optimizer=None)
+        runner = SimpleNamespace(iter=iteration, epoch=0, hooks=[], model=elastic, optim_wrapper=step)
+        hooks_module.ChannelSortHook(interval=5, by_epoch=False).before_train_iter(runner, iteration)
+    assert sorted_at == [0, 6, 12, 15]
+
+
 def test_hooks_that_count_epochs_refuse_training_without(tmp_path):
     for hook in (dict(type="mmnetaug.ChannelSortHook"), dict(type="mmnetaug.NetAugScheduleHook", width_until=2)):
         with pytest.raises(ValueError, match="by_epoch=False"):
@@ -548,12 +561,14 @@ def test_the_schedule_switches_between_steps(tmp_path, monkeypatch):
     assert len(runner.message_hub.get_scalar("train/loss_aug").data[0]) == 6
 
 
-def test_a_schedule_without_netaug_is_an_error(tmp_path):
+@pytest.mark.parametrize("hook", ["NetAugScheduleHook", "ChannelSortHook"])
+def test_a_schedule_without_netaug_is_an_error(tmp_path, hook):
     with pytest.raises(TypeError, match="NetAugOptimWrapper"):
         run(
             tmp_path,
             model=detector_config("mobilenet_v3"),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
+            custom_hooks=[dict(type=f"mmnetaug.{hook}")],
         )
 
 

@@ -147,6 +147,17 @@ def test_resume_goes_on_where_the_run_stopped(place, trained, tmp_path):
     assert state["meta"]["iter"] == 6
 
 
+def test_a_run_does_not_go_on_with_other_classes(place, trained, tmp_path, capsys):
+    work_dir = tmp_path / "run"
+    shutil.copytree(trained, work_dir)
+    full = torch.load(work_dir / "epoch_2.pth", weights_only=False)
+    full["meta"]["dataset_meta"]["classes"] = full["meta"]["dataset_meta"]["classes"][::-1]
+    torch.save(full, work_dir / "epoch_2.pth")
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "epoch_2.pth"))
+    assert run(train, place / "netaug.py", "--data-root", place / "data", "--work-dir", work_dir, "--resume") == 1
+    assert "was trained on other classes, or in another order" in capsys.readouterr().err
+
+
 def test_classifiers_train_too_and_netaug_stays_on_in_mixed_precision(tmp_path):
     make_class_folders(tmp_path / "data")
     (tmp_path / "classifier.py").write_text(CLASSIFIER.format(data=tmp_path / "data"))

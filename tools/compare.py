@@ -52,7 +52,7 @@ def compare(args: argparse.Namespace) -> None:
         cfg = load_config(argparse.Namespace(config=config, cfg_options=args.cfg_options))
         fill_data(cfg, args)
         data = test_data(cfg, args.images)
-        names = data.metainfo["classes"]
+        names = data.metainfo.get("classes") or ()
         plain, state = load_tiny(cfg, checkpoint, args.trust_checkpoint, names)
         samples = predict(data, build_tiny(plain, state), args.images)
         shown = [sample.img_path for sample in samples]

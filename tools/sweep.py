@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
@@ -25,6 +24,7 @@ from mmnetaug.analysis.cost import count_cost, find_input_shape
 from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
+from mmnetaug.checkpoint import find_last_checkpoint
 from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, reported_as_user_error, run_tool
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.hooks import tiny_path
@@ -199,24 +199,23 @@ def latency(model: torch.nn.Module, shape: tuple[int, ...], seconds: float = 2.0
 
 def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
     """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    # MMEngine writes over the config, with additions: what was asked for is kept beside it
-    finished, path, asked = (work_dir / name for name in ("finished", "sweep_config.py", "sweep_config.txt"))
-    if asked.is_file() and asked.read_text() != cfg.pretty_text:
+    asked, finished = work_dir.with_name(f"{work_dir.name}.py"), work_dir / "finished"
+    if work_dir.exists() and not (asked.is_file() and asked.read_text() == cfg.pretty_text):
         raise UserError(f"{work_dir} holds a training by another config: remove it, or name another --work-dir")
     if not finished.is_file():
-        path.write_text(cfg.pretty_text)
         with replaced_when_done(asked) as temporary:
             temporary.write_text(cfg.pretty_text)
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), str(path), "--resume"]
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), str(asked), "--resume"]
         print(f"training in {work_dir}", flush=True)
         if launch([*command, "--work-dir", str(work_dir)]):
             raise UserError(f"training in {work_dir} failed, see its log")
-        finished.touch()
-    checkpoint = Path(find_latest_checkpoint(str(work_dir)))
+    checkpoint = find_last_checkpoint(work_dir)
+    if checkpoint is None:
+        raise UserError(f"training in {work_dir} left no checkpoint: set default_hooks.checkpoint in its config")
+    finished.touch()
     tiny = tiny_path(checkpoint)
     # what this run wrote itself may be unpickled
-    return load_tiny(cfg, str(tiny if tiny.is_file() else checkpoint), trusted=True)
+    return load_tiny(cfg, str(tiny) if tiny.is_file() else checkpoint, trusted=True)
 
 
 def launch(command: list[str]) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import trusted_load
+from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
 from mmnetaug.cli import (
     UserError,
     add_runner_arguments,
@@ -28,6 +28,7 @@ from mmnetaug.cli import (
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.preflight import (
+    check_classes,
     check_pretrained,
     check_resumable,
     check_training,
@@ -76,7 +77,8 @@ def train(args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
     check_training(cfg, model)
-    lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint)]
+    classes = reports[0].classes if reports else ()
+    lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint, classes)]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]
     runner.logger.info("preflight:\n" + "\n".join(lines))
 
@@ -96,20 +98,11 @@ def set_resume(cfg: Config, source: str) -> None:
     cfg.resume, cfg.load_from = True, source
 
 
-def find_last_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint that MMEngine noted last, or the newest where there is no note or only half of one."""
-    noted = find_latest_checkpoint(str(work_dir)) or ""
-    # it is noted by its path, and the work directory may have been moved
-    found = [path for path in (Path(noted), work_dir / Path(noted).name) if path.is_file()]
-    saved = [path for kind in ("epoch", "iter") for path in work_dir.glob(f"{kind}_*[0-9].pth")]
-    found += sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return str(found[0]) if found else None
-
-
-def check_start(cfg: Config, model: nn.Module, trusted: bool) -> list[str]:
+def check_start(cfg: Config, model: nn.Module, trusted: bool, classes: Sequence[str]) -> list[str]:
     """Check the checkpoint that a run resumes or starts from; returns lines to be shown.
 
-    The run's own checkpoints may hold any object, others only if the user trusts them.
+    The run's own checkpoints may hold any object, others only if the user trusts them. A run goes on with the classes
+    that it had; it may start from the weights of others.
     """
     path = cfg.get("load_from")
     if path is None:
@@ -119,6 +112,7 @@ def check_start(cfg: Config, model: nn.Module, trusted: bool) -> list[str]:
         part = "backbone." if isinstance(getattr(model, "backbone", None), nn.Module) else ""
         return [check_weights(model, checkpoint, path, part)]
     check_resumable(checkpoint, path)
+    check_classes(checkpoint, classes, path)
     return [check_weights(model, checkpoint, path, complete=True)]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmnetaug.datasets.wrappers import first_pipeline
 from mmnetaug.elastic import base_state_dict, find_spaces
 from mmnetaug.forward import untraced_readers
 
@@ -104,7 +105,8 @@ SIZE_ARGUMENTS = {
 def _pipeline_size(cfg: Config) -> tuple[int, int]:
     """``(H, W)`` after the last transform of the test (or else validation) pipeline that sets a size."""
     size = None
-    for transform in _test_pipeline(cfg):
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
+    for transform in first_pipeline(loader.get("dataset") or {}) or []:
         kind = transform["type"] if isinstance(transform["type"], str) else transform["type"].__name__
         value = transform.get(SIZE_ARGUMENTS.get(kind.split(".")[-1], ""))
         if value is not None:
@@ -115,11 +117,3 @@ def _pipeline_size(cfg: Config) -> tuple[int, int]:
             "--input-shape H W"
         )
     return size[1], size[0]
-
-
-def _test_pipeline(cfg: Config) -> list[dict]:
-    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
-    dataset = loader.get("dataset") or {}
-    while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
-        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    return dataset.get("pipeline") or []

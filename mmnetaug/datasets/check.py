@@ -223,7 +223,7 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
         XMLDataset.load_data_list,
         VOCLayoutDataset.load_data_list,
     ):
-        sizes = _inspect_voc(lazy, report, _drops_empty_boxes(lazy, steps))
+        sizes = _inspect_voc(lazy, report, steps)
     elif isinstance(lazy, CocoDataset) and type(lazy).load_data_list is CocoDataset.load_data_list:
         sizes = _inspect_coco(lazy, report)
     else:
@@ -244,6 +244,7 @@ def _merge(parts: list[DatasetReport], name: str) -> DatasetReport:
         merged.decoded += part.decoded
         merged.objects += part.objects
         merged.listed |= part.listed
+        merged.labels |= part.labels
         merged.problems += [f"{part.name}: {problem}" for problem in part.problems]
         merged.warnings += [f"{part.name}: {warning}" for warning in part.warnings]
     if any(part.classes != merged.classes for part in parts):
@@ -273,10 +274,14 @@ def _drops_empty_boxes(dataset: XMLDataset, steps: Sequence) -> bool:
     """Whether boxes without area are kept from the loss."""
     if isinstance(dataset, VOCLayoutDataset) or dataset.test_mode or (dataset.bbox_min_size or 0) >= 1:
         return True
-    return any(str(step.get("type")).endswith("FilterAnnotations") for step in steps)
+    return _has_step(steps, "FilterAnnotations")
 
 
-def _inspect_voc(dataset: XMLDataset, report: DatasetReport, drops_empty_boxes: bool) -> dict[str, tuple | None]:
+def _has_step(steps: Sequence, name: str) -> bool:
+    return any(str(step.get("type")).endswith(name) for step in steps)
+
+
+def _inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> dict[str, tuple | None]:
     """Read all XML files; returns ``image path: (width, height) or None``."""
     root = Path(dataset.sub_data_root)
     images, annotations = root / dataset.img_subdir, root / dataset.ann_subdir
@@ -288,6 +293,11 @@ def _inspect_voc(dataset: XMLDataset, report: DatasetReport, drops_empty_boxes: 
         return {}
     if not report.classes:
         report.problems.append("no class names given (metainfo=dict(classes=(...)))")
+    if dataset.bbox_min_size and not dataset.test_mode and _has_step(steps, "TrainOnDifficult"):
+        report.problems.append(  # mmdet sets difficult and small objects apart by one and the same flag
+            "filter_cfg.bbox_min_size would have no effect, because TrainOnDifficult has all objects trained on: leave "
+            "small ones out by a FilterAnnotations behind it, or take it out of the pipeline"
+        )
 
     names = dataset.image_names() if isinstance(dataset, VOCLayoutDataset) else {}
     sizes, no_xml, broken, empty, outside = {}, [], [], [], []
@@ -313,9 +323,10 @@ def _inspect_voc(dataset: XMLDataset, report: DatasetReport, drops_empty_boxes: 
         report.problems.append(f"{len(no_xml)} listed images have no annotation file: {few(no_xml)}")
     if broken:
         report.problems.append(f"{len(broken)} annotation files cannot be read: {few(broken)}")
-    if empty and not drops_empty_boxes:
+    if empty and not _drops_empty_boxes(dataset, steps):
         report.problems.append(
-            f"{len(empty)} boxes without area would reach the loss, set filter_cfg=dict(bbox_min_size=1): {few(empty)}"
+            f"{len(empty)} boxes without area would reach the loss, put dict(type='FilterAnnotations', "
+            f"min_gt_bbox_wh=(1, 1)) behind LoadAnnotations: {few(empty)}"
         )
         empty = []
     _note_boxes(report, empty, outside)

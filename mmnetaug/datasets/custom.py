@@ -7,6 +7,7 @@ work directory names every file and class, and runs without this module's help.
 
 import json
 import xml.etree.ElementTree as ET
+from os.path import normpath
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,6 +15,7 @@ from mmengine.fileio import list_from_file
 
 from .check import DataError, iter_heads, layouts
 from .voc import IMAGE_SUFFIXES
+from .wrappers import leaves
 
 SPLITS = ("train", "val", "test")
 
@@ -46,9 +48,9 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
     cfg.classes = (classes,) if isinstance(classes, str) else tuple(classes)
     cfg.data_layout = layout
     for name, split in splits.items():
-        dataset = innermost(cfg[f"{name}_dataloader"].dataset)
-        for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
-            dataset[key] = value  # update() would merge the nested dicts with what is there
+        for dataset in leaves(cfg[f"{name}_dataloader"].dataset):
+            for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
+                dataset[key] = value  # update() would merge the nested dicts with what is there
     for name in ("val", "test"):
         if layout == "voc":
             # 11-point interpolation is kept for VOC 2007, where results are compared with published ones
@@ -124,11 +126,6 @@ def _layouts_at(root: Path) -> list[str]:
     return ["voc"] * voc + ["coco"] * coco
 
 
-def innermost(dataset: dict) -> dict:
-    """What wrappers such as ``RepeatDataset`` and ``ClassBalancedDataset`` are around."""
-    return innermost(dataset.dataset) if "dataset" in dataset else dataset
-
-
 def _voc_splits(root: Path) -> dict[str, dict]:
     """Settings of the three data sets, from the lists in ``ImageSets/Main``."""
     lists = {path.stem for path in (root / "ImageSets/Main").glob("*.txt")}
@@ -183,7 +180,7 @@ def _coco_splits(root: Path) -> dict[str, dict]:
         raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
     images = {path: [one["file_name"] for one in _load_coco(path)["images"]] for path in dict.fromkeys(files.values())}
     folders = {path: _coco_folder(root, path, names) for path, names in images.items()}
-    paths = {path: {folders[path] + name for name in names} for path, names in images.items()}
+    paths = {path: {normpath(folders[path] + name) for name in names} for path, names in images.items()}
     for name in ("val", "test"):
         if both := paths[files["train"]] & paths[files[name]]:
             raise DataError(
@@ -212,6 +209,7 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
     """Find the folder, relative to ``root``, that holds the images of an annotation file.
 
     Splits may number their images alike: of several folders with these names, it is the one called as the split is.
+    Beside ``images`` there may be masks or depths under the same names.
     """
     folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
     found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
@@ -224,11 +222,19 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
             best.append(folder)
     called = ann_file.stem.removeprefix("instances_")
     split = next(split for split in SPLITS if split in called)
-    for fits in (lambda name: name == called, lambda name: name == split, lambda name: split in name):
+    of_splits = [any(split in str(folder.relative_to(root)) for split in SPLITS) for folder in best]
+    rules = [lambda name: name == called, lambda name: name == split]
+    if all(
+        of_splits
+    ):  # such as train2017; beside a folder of all images it may hold anything, pictures of a validation
+        rules.append(lambda name: split in name)
+    if not any(of_splits):
+        rules.append(lambda name: name == "images")
+    for fits in rules:
         if len(best) > 1:
             best = [folder for folder in best if any(map(fits, folder.relative_to(root).parts))] or best
-    if len(best) > 1 and any(split in str(folder.relative_to(root)) for folder in best for split in SPLITS):
-        candidates = ", ".join(str(folder.relative_to(root)) for folder in best)
+    if len(best) > 1:
+        candidates = ", ".join(f"{folder.relative_to(root)}/" for folder in best)
         raise DataError(
             f"which folder of {root} holds the images of {ann_file.name}: {candidates}? All have files of these names; "
             f"call the right one {called}, or take the others out of {root}."
@@ -259,4 +265,7 @@ def _load_coco(path: Path) -> dict:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise DataError(f"{path} is not a COCO annotation file: it needs images, annotations and categories.")
+    for kind, keys in (("images", {"id", "file_name"}), ("categories", {"id", "name"})):
+        if bad := [one for one in content[kind] if not keys <= one.keys()]:
+            raise DataError(f"{path}: {len(bad)} {kind} have no {' or no '.join(sorted(keys))}, such as {bad[0]}.")
     return content

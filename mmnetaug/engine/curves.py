@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
-from ..datasets.custom import innermost
+from ..datasets.wrappers import first_pipeline, with_pipeline
 from ..registry import HOOKS
 
 
@@ -39,12 +39,8 @@ class TrainAccuracyHook(Hook):
         if not runner.cfg.get("val_dataloader"):
             return
         validation = copy.deepcopy(runner.cfg.val_dataloader)
-        config = innermost(copy.deepcopy(runner.cfg.train_dataloader.dataset))  # each image once
-        pipeline = innermost(validation.dataset).get("pipeline")
-        if pipeline is not None:  # a data set may hand over ready images without one
-            for part in config.get("datasets") or [config]:
-                innermost(part).pipeline = pipeline
-        dataset = DATASETS.build(config)
+        config = with_pipeline(runner.cfg.train_dataloader.dataset, first_pipeline(validation.dataset))
+        dataset = DATASETS.build(copy.deepcopy(config))
         self._evaluator = runner.build_evaluator(copy.deepcopy(runner.cfg.val_evaluator))
         self._evaluator.dataset_meta = dataset.metainfo
         if len(dataset) > self.images:

@@ -45,11 +45,7 @@ class NetAugScheduleHook(Hook):
         """Raises TypeError where there is nothing to schedule, ValueError where there are no epochs to count."""
         if self.by_epoch and max(self.width_until or 0, self.expand_until or 0) >= 1:
             _check_epochs(runner, "NetAugScheduleHook")
-        if not isinstance(runner.optim_wrapper, _NetAugStep):
-            raise TypeError(
-                f"NetAugScheduleHook schedules NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: "
-                "set optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"
-            )
+        _check_netaug(runner, "NetAugScheduleHook")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the wrapper's switches for this iteration."""
@@ -82,22 +78,24 @@ class ChannelSortHook(Hook):
 
     def __init__(self, interval: int = 1, by_epoch: bool = True) -> None:
         self.interval, self.by_epoch = interval, by_epoch
-        self._due = False
 
     def before_train(self, runner: Runner) -> None:
-        """Raises ValueError where there are no epochs to count."""
+        """Raises TypeError where nothing is augmented, ValueError where there are no epochs to count."""
         if self.by_epoch:
             _check_epochs(runner, "ChannelSortHook")
+        _check_netaug(runner, "ChannelSortHook")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Sorts where it is due, but not between iterations whose gradients are being accumulated."""
+        """Sorts where it is due, or at the next iteration whose gradients are not added to those before it."""
         wrapper = runner.optim_wrapper
-        starts = batch_idx == 0 and runner.epoch % self.interval == 0
-        starts = starts if self.by_epoch else runner.iter % self.interval == 0
-        self._due = wrapper.width and (self._due or starts)
-        if not self._due or wrapper.inner_count % wrapper._accumulative_counts:
+        accumulated = wrapper._accumulative_counts
+        if not wrapper.width or wrapper.inner_count % accumulated:
             return
-        self._due = False
+        since = runner.iter % self.interval  # how long it has been due follows from the progress alone, also on resume
+        if self.by_epoch:
+            since = batch_idx if runner.epoch % self.interval == 0 else accumulated
+        if since >= accumulated:
+            return
         model = unwrapped(runner.model)
         averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
         for name, module in model.named_modules():
@@ -209,6 +207,14 @@ def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
 def _check_epochs(runner: Runner, hook: str) -> None:
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         raise ValueError(f"this training has no epochs for {hook} to count: set its by_epoch=False")
+
+
+def _check_netaug(runner: Runner, hook: str) -> None:
+    if not isinstance(runner.optim_wrapper, _NetAugStep):
+        raise TypeError(
+            f"{hook} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
+            "optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"
+        )
 
 
 def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -273,7 +273,9 @@ def _first_images(args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tu
 
     Tensors and lists as long as the images' tensor, the first of all, are taken to hold one item an image.
     """
-    images = next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    images = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if images is None:
+        raise TypeError("share cuts a batch by its tensor of images, and this model is given none: set share=1")
     count = min(images, max(2, round(share * images)))
 
     def cut(value: Any) -> Any:

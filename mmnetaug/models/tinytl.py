@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import Conv2d as MMCVConv2d
 from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
@@ -60,7 +61,7 @@ def TinyTL(
     for name, module in backbone.named_modules():
         if isinstance(module, _BatchNorm):
             module.__class__ = FrozenNorm
-        elif type(module) is nn.Conv2d:
+        elif type(module) in (nn.Conv2d, MMCVConv2d):
             module.__class__ = FrozenConv
         elif isinstance(module, nn.Conv2d):  # one that pads in a way of its own would be another network
             raise ValueError(f"TinyTL freezes plain convolutions, and {name} is a {type(module).__name__}")
