@@ -70,7 +70,9 @@ def NetAug(
     if not is_distributed():
         built = revert_sync_batchnorm(built)  # as MMEngine's Runner does, which cannot once the norms are elastic
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
-    image_shape = (3, size, size) if isinstance(size, int) else (3, *size)
+    means = getattr(getattr(built, "data_preprocessor", None), "mean", None)
+    channels = 3 if means is None else means.numel()
+    image_shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
     whole = isinstance(getattr(built, "backbone", None), nn.Module)
     convert = functools.partial(
         make_elastic,

@@ -217,6 +217,14 @@ def test_role_overrides():
     assert squeezes and all(group.held_reason == "by the config" for group in squeezes)
 
 
+def test_images_have_as_many_channels_as_the_data_preprocessor_has_means():
+    config = detector_config("resnet18")
+    config["data_preprocessor"] = dict(type="mmdet.DetDataPreprocessor", mean=[0], std=[255])
+    config["backbone"]["in_channels"] = 1
+    model = build(dict(type="mmnetaug.NetAug", model=config, width=[1, 2], expand=[1, 2]))
+    assert any(len(group.widths) > 1 for group in model.elastic.groups)
+
+
 def test_a_backbone_alone_keeps_its_outputs():
     config = detector_config("mobilenet_v3")
     whole = copy.deepcopy(config)

@@ -493,6 +493,16 @@ def test_sorting_by_iterations_goes_on_after_a_resume(monkeypatch):
     assert sorted_at == [0, 6, 12, 15]
 
 
+def test_images_that_are_changed_in_place_are_an_error():
+    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    elastic.backbone.register_forward_pre_hook(lambda module, args: args[0].mul_(2))
+    optim_wrapper = wrapper(elastic)
+    with optim_wrapper.optim_context(elastic):
+        loss = elastic.parse_losses(elastic(**batch(), mode="loss"))[0]
+    with pytest.raises(RuntimeError, match="changes its images in place"):
+        optim_wrapper.update_params(loss)
+
+
 def test_hooks_that_count_epochs_refuse_training_without(tmp_path):
     for hook in (dict(type="mmnetaug.ChannelSortHook"), dict(type="mmnetaug.NetAugScheduleHook", width_until=2)):
         with pytest.raises(ValueError, match="by_epoch=False"):

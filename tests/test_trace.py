@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.elastic import TraceError, make_elastic
+from mmnetaug.elastic import TraceError, base_state_dict, make_elastic
+from mmnetaug.engine.optim_wrapper import _tiny_statistics_kept
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **kwargs) -> nn.Conv2d:
@@ -136,6 +137,129 @@ class BlackBox(Net):
         return self.branch(self.body(x))
 
 
+class NormByHand(Net):
+    """Wider, this runs and gives the right shape, but takes two channels for one."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = x.view(x.shape[0], 16, -1)
+        return self.body((y - y.mean(-1, keepdim=True)).view_as(x))
+
+
+class Values(Net):
+    """The values of this attention are widened apart from what they are folded like."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        values = self.body(x).flatten(2)
+        return x + self.last(values.softmax(-1).reshape(x.shape))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = conv(16, 16)
+
+
+class SplitByOneOfTwo(SplitByAttribute):
+    """Which of the equal numbers sizes the parts is not to be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        return super().middle(x) / self.temperature
+
+
+class ComputedWeight(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.utils.parametrizations.weight_norm(self.body)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Query(Net):
+    """What the convolution makes is added to the learned query that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.rand(1, 16, 1, 1))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * (self.query + self.body(self.query).relu())
+
+
+class Common(Net):
+    """Operators of common layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.InstanceNorm2d(16, affine=True), nn.Dropout2d(0.1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.drop(self.norm(self.body(x)))
+        gate = x.amax(1, keepdim=True).sigmoid()
+        return (x.flip(3) * gate.expand_as(x)).swapaxes(2, 3) + torch.full_like(x, 0.5)
+
+
+class Layer(nn.Module):
+    """Parameters of its own: a kernel, a matrix and a scale called ``weight``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.matrix = nn.Parameter(torch.rand(16, 16, 1, 1)), nn.Parameter(torch.rand(16, 16))
+        self.weight = nn.Parameter(torch.rand(1, 16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(x, self.kernel) * self.weight
+        return (x.permute(0, 2, 3, 1) @ self.matrix).permute(0, 3, 1, 2)
+
+
+class OwnLayer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Layer()
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Remembering(Net):
+    """Keeps what it computes at the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grids, self.grid, self.ready = {}, None, False
+        self.register_buffer("scale", torch.linspace(0.5, 1, 16).view(1, 16, 1, 1), persistent=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        if x.shape[-1] not in self.grids:
+            self.grid = self.grids[x.shape[-1]] = torch.arange(x.shape[-1]).float()
+        self.ready = True
+        return self.body(x * self.scale + self.grids[x.shape[-1]] + self.grid)
+
+
+class Statistics(nn.Module):
+    """A batch norm by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean((0, 2, 3))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+class OwnStatistics(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Statistics()
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.norm(self.body(x))
+
+
 def elastic(network: nn.Module) -> nn.Module:
     torch.manual_seed(0)
 
@@ -161,6 +285,15 @@ def elastic(network: nn.Module) -> nn.Module:
         (MoreGroupsOut, {}),
         (TrainingOnly, {"body": "fails at another width"}),
         (BlackBox, {"body": "branch cannot be traced"}),
+        (NormByHand, {"stem": "divides them otherwise"}),
+        (Values, {"stem": "fails at another width", "body": "fails at another width"}),
+        (SplitByOneOfTwo, {"body": "fails at another width"}),
+        (ComputedWeight, {"stem": "meets a fixed number", "body": "is computed, not stored"}),
+        (Query, {}),
+        (Common, {}),
+        (OwnLayer, {}),
+        (Remembering, {}),
+        (OwnStatistics, {}),
     ],
 )
 def test_what_is_followed_and_what_is_held(network, held):
@@ -172,7 +305,11 @@ def test_what_is_followed_and_what_is_held(network, held):
 
 
 @pytest.mark.parametrize(
-    "network", [Chunk, SplitByAttribute, SplitInHalves, SplitByNumber, Shuffle, Heads, Flatten, MoreGroupsOut, BlackBox]
+    "network",
+    [
+        *(Chunk, SplitByAttribute, SplitInHalves, SplitByNumber, Shuffle, Heads, Flatten, MoreGroupsOut, BlackBox),
+        *(NormByHand, Values, SplitByOneOfTwo, Common, Remembering, OwnStatistics),
+    ],
 )
 def test_every_width_runs_and_holds_the_tiny_network(network):
     torch.manual_seed(0)
@@ -190,6 +327,62 @@ def test_every_width_runs_and_holds_the_tiny_network(network):
         for iteration in range(20):
             with model.elastic.at(model.elastic.sample(0, iteration)):
                 torch.testing.assert_close(model(image), expected)
+
+
+@pytest.mark.parametrize("network", [OwnLayer, Query, Remembering, OwnStatistics])
+def test_every_width_starts_as_the_function_of_the_tiny_network(network):
+    torch.manual_seed(0)
+    plain = network().eval()
+    model = elastic(network()).eval()
+    model.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = plain(image)
+        for widths in (model.elastic.base(), model.elastic.largest(), model.elastic.sample(0, 1)):
+            with model.elastic.at(widths):
+                torch.testing.assert_close(model(image), expected)
+    if network is OwnLayer:  # what multiplies new channels is not what reads them
+        assert model.body.stored("weight").detach()[:, 16:].abs().min() > 0
+
+
+def test_caches_hold_nothing_of_the_trace():
+    model = elastic(Remembering())
+    assert not model.grids and model.grid is None and not model.ready
+    assert type(model(torch.rand(2, 3, 8, 8)).detach()) is Tensor
+    assert model.state_dict().keys() == base_state_dict(model).keys()
+
+
+def test_parameters_keep_their_hooks_and_attributes():
+    plain, model = Cast(), Cast()
+    model.load_state_dict(plain.state_dict())
+    for network in (plain, model):
+        network.body.weight.register_hook(lambda gradient: gradient * 0.1)
+        network.body.weight._no_weight_decay = True
+    elastic(model)
+    image = torch.rand(2, 3, 8, 8)
+    for network in (plain, model):
+        network(image).sum().backward()
+    gradient = model.body.stored("weight").grad
+    assert torch.equal(gradient[:16, :16], plain.body.weight.grad)
+    assert model.body.stored("weight")._no_weight_decay
+
+
+def test_statistics_kept_by_hand_follow_the_base_pass_alone():
+    torch.manual_seed(0)
+    plain, model = OwnStatistics().train(), OwnStatistics().train()
+    model.load_state_dict(plain.state_dict())
+    elastic(model)
+    for seed in range(3):
+        image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        plain(image)
+        model(image)
+        before = model.norm.stored("mean").clone()
+        for widths in (model.elastic.sample(0, seed), model.elastic.largest()):
+            with model.elastic.at(widths), _tiny_statistics_kept([model.norm]):
+                model(image)
+        torch.testing.assert_close(model.norm.mean, plain.norm.mean)
+        assert model.norm.stored("mean").shape == (32,)
+        assert not torch.equal(model.norm.stored("mean")[16:], before[16:])
 
 
 def test_modules_are_left_as_they_were():

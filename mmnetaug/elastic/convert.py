@@ -15,7 +15,7 @@ from .channels import Layout
 from .groups import ChannelGroup, find_groups
 from .layers import Axis, Count, Elastic, count_at_width, grow, make_layer_elastic
 from .space import ElasticSpace, fill_new_channels
-from .trace import Trace, evaluating, export, first_line, shapes, trace
+from .trace import Trace, evaluating, export, first_line, shapes, trace, untouched
 
 Forward = Callable[[nn.Module, Tensor], Iterable[Tensor]]
 
@@ -36,7 +36,7 @@ def make_elastic(
     Args:
         model: A plain network with its parameters.
         forward: Calls the network on an image batch and returns all its output tensors.
-        image_shape: (3, H, W) of the images to trace with; any size the network accepts will do.
+        image_shape: (C, H, W) of the images to trace with; any size the network accepts will do.
         width: Width factors, starting with 1 (NetAug's width multiplier augmentation).
         expand: Expand factors, starting with 1.
         scope: Name of the submodule whose channels are widened, "backbone" for instance. Layers elsewhere only learn
@@ -54,7 +54,8 @@ def make_elastic(
         if not factors or factors[0] != 1 or min(factors) < 1:
             raise ValueError(f"{name} factors start with 1 (the tiny network) and are at least 1, got {list(factors)}")
     image = torch.zeros(2, *image_shape)  # two images, so that a fold of batch and channels cannot pass for channels
-    found = trace(model, forward, image)
+    with untouched(model):
+        found = trace(model, forward, image)
     owners = collections.Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, dims in found.parameters.items():
         if owners[id(_attribute(model, name))] > 1:
@@ -63,7 +64,8 @@ def make_elastic(
     groups, of_run = find_groups(model, found, scope, width, expand, roles or {})
     space = ElasticSpace(groups)
     plan = _Plan(model, found, of_run)
-    _hold_what_fails(model, forward, image, space, plan)
+    with untouched(model):
+        _hold_what_fails(model, forward, image, space, plan)
     while narrow := [group for group in groups if not group.held_reason and len(group.widths) == 1]:
         for group in narrow:  # which may leave those that follow it no other width either
             group.held_reason = "has no other width at these factors"
@@ -119,7 +121,9 @@ class _Plan:
         layers = []
         for owner in dict.fromkeys([*axes, *counts]):
             layer = self.model.get_submodule(owner)
-            make_layer_elastic(layer, axes.get(owner, {}), counts.get(owner, {}))
+            names = {name: f"{owner}.{name}" if owner else name for name in axes.get(owner, {})}
+            reads = {name: self.found.reads[key] for name, key in names.items() if key in self.found.reads}
+            make_layer_elastic(layer, axes.get(owner, {}), counts.get(owner, {}), reads)
             layers.append(layer)
         return layers
 
@@ -207,6 +211,11 @@ def _hold_what_fails(model: nn.Module, forward: Forward, image: Tensor, space: E
         """All groups, and every other one: parts that must be equally wide and are not show in the second."""
         return [free(), free()[::2]] if plan.found.divided else [free()]
 
+    def subsets() -> list[list[ChannelGroup]]:
+        """All groups, and such parts of them that of any two groups one is wide alone in some part."""
+        bits = range(len(space.groups).bit_length()) if plan.found.divided else ()
+        return [free(), *([group for i, group in enumerate(free()) if i >> bit & 1] for bit in bits)]
+
     def hold_within(groups: list[ChannelGroup]) -> None:
         """Finds the groups that fail by halving."""
         reason = problem(groups)
@@ -219,14 +228,19 @@ def _hold_what_fails(model: nn.Module, forward: Forward, image: Tensor, space: E
         hold_within(groups[len(groups) // 2 :])
 
     training = True  # the only mode in which wider networks run, unless it needs values already at base widths
-    if any(problem(groups) for groups in probes()):
+    if any(problem(groups) for groups in subsets()):
         training = problem([]) is None
-        for groups in probes():
-            hold_within(groups)
-        for groups in probes():
-            reason = problem(groups)
-            for group in free() if reason else []:
-                group.held_reason = reason
+        failing = True
+        while failing:
+            failing = False
+            for groups in filter(None, subsets()):
+                if (reason := problem(groups)) is None:
+                    continue
+                failing = True
+                hold_within(groups)
+                if all(len(group.widths) > 1 for group in groups):  # they fail together, and none of them alone
+                    for group in groups:
+                        group.held_reason = reason
     while plan.found.divided and free():
         for groups in probes():
             with space.at(at_largest(groups)):

@@ -163,7 +163,8 @@ def find_groups(
             raise ValueError(f"roles: {override!r} is none of 'width', 'expand', 'base'")
         group.factors = tuple(width if group.role == "width" else expand)
         if group.role == "expand" and opening.input is not None:
-            group.follows = of_run[channels.resolve(opening.input)[0]]
+            read = of_run[channels.resolve(opening.input)[0]]
+            group.follows = read if read is not group else None
     groups = [group for _, group in listed]
     for pattern in roles:
         if not any(fnmatch.fnmatch(group.name, pattern) for group in groups):

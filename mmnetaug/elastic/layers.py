@@ -62,13 +62,14 @@ class Axis:
             base, extra = base + run.base_width, extra + added
         return places
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """The width in use along this dimension: a view where it is one stretch of storage, as at base width."""
+    def take(self, tensor: Tensor, dim: int | None = None) -> Tensor:
+        """The width in use along this (or another) dimension: a view where it is one stretch, as at base width."""
+        dim = self.dim if dim is None else dim
         pieces = self.pieces()
         if len(pieces) == 1:
             start, length = pieces[0]
-            return tensor if length == tensor.shape[self.dim] else tensor.narrow(self.dim, start, length)
-        return torch.cat([tensor.narrow(self.dim, start, length) for start, length in pieces], self.dim)
+            return tensor if length == tensor.shape[dim] else tensor.narrow(dim, start, length)
+        return torch.cat([tensor.narrow(dim, start, length) for start, length in pieces], dim)
 
 
 Count = int | tuple[int, ...]
@@ -88,15 +89,12 @@ class Elastic:
     Attributes:
         elastic_axes: Per elastic parameter or buffer, its elastic dimensions.
         elastic_counts: Per attribute that counts channels or groups of them, the axis and its base value.
+        elastic_reads: Per parameter that mixes channels into others, the dimension along those it reads.
     """
 
     elastic_axes: dict[str, tuple[Axis, ...]]
     elastic_counts: dict[str, tuple[Axis, Count]]
-
-    @property
-    def read_dim(self) -> int:
-        """Dimension of ``weight`` along the channels that the layer mixes into others."""
-        return 0 if isinstance(self, nn.modules.conv._ConvTransposeNd) else 1
+    elastic_reads: dict[str, int]
 
     def stored(self, name: str) -> Tensor:
         """The parameter or buffer of the largest network."""
@@ -104,13 +102,15 @@ class Elastic:
         return self._buffers[name] if tensor is None else tensor
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Re-estimated statistics (MMPretrain's PreciseBNHook) replace the tiny network's part of a buffer alone."""
+        """Statistics kept by hand, or re-estimated by MMPretrain's PreciseBNHook, have the width in use."""
         buffer = self.__dict__.get("_buffers", {}).get(name)
         if isinstance(value, Tensor) and buffer is not None and name in self.__dict__.get("elastic_axes", {}):
-            block = self.base_block(name)
-            if value.shape == buffer[block].shape != buffer.shape:
+            places = [torch.arange(size, device=buffer.device) for size in buffer.shape]
+            for axis in self.elastic_axes[name]:
+                places[axis.dim] = axis.take(places[axis.dim], 0)
+            if value.shape == tuple(map(len, places)) != buffer.shape:
                 value, given = buffer.clone(), value
-                value[block] = given
+                value[torch.meshgrid(*places, indexing="ij")] = given.to(value)
         super().__setattr__(name, value)
 
     def base_block(self, name: str) -> tuple[slice, ...]:
@@ -136,9 +136,9 @@ class Elastic:
         picked = torch.randint(base.numel(), (stored.numel(),), generator=generator).to(stored.device)
         stored.copy_(base.flatten()[picked].view(stored.shape))
         stored[block] = base
-        if preserving and name == "weight" and stored.dim() > 1:
+        if preserving:
             for axis in self.elastic_axes[name]:
-                if axis.dim == self.read_dim:
+                if axis.dim == self.elastic_reads.get(name):
                     stored.narrow(axis.dim, axis.base, axis.stored - axis.base).zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -162,15 +162,21 @@ class Elastic:
 
 
 def make_layer_elastic(
-    layer: nn.Module, axes: dict[str, tuple[Axis, ...]], counts: dict[str, tuple[Axis, Count]]
+    layer: nn.Module,
+    axes: dict[str, tuple[Axis, ...]],
+    counts: dict[str, tuple[Axis, Count]],
+    reads: dict[str, int],
 ) -> None:
     """Turns a layer elastic in place, its parameters still at base size (``grow`` enlarges them)."""
     layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))
-    layer.elastic_axes, layer.elastic_counts = axes, counts
+    layer.elastic_axes, layer.elastic_counts, layer.elastic_reads = axes, counts, reads
 
 
 def grow(layer: nn.Module) -> None:
-    """Enlarges the parameters of an elastic layer to storage size; the additional entries are not initialised."""
+    """Enlarges the parameters of an elastic layer to storage size; the additional entries are not initialised.
+
+    They stay the objects that they are, with hooks and whatever a user has written on them.
+    """
     for name, axes in layer.elastic_axes.items():
         old = layer.stored(name)
         shape = list(old.shape)
@@ -178,10 +184,7 @@ def grow(layer: nn.Module) -> None:
             shape[axis.dim] = axis.stored
         new = old.new_zeros(shape)
         new[tuple(slice(size) for size in old.shape)] = old.detach()
-        if name in layer._parameters:
-            layer._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
-        else:
-            layer._buffers[name] = new
+        old.data = new
 
 
 @functools.cache

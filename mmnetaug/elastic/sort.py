@@ -41,17 +41,15 @@ def _orders(model: nn.Module) -> dict[int, Tensor]:
     importance: dict[ChannelGroup, Tensor] = {}
     with torch.no_grad():
         for layer in model.modules():
-            axes = getattr(layer, "elastic_axes", {}).get("weight", ()) if isinstance(layer, Elastic) else ()
-            made = [run for axis in axes if axis.dim != layer.read_dim for run in axis.runs]
-            if any(run.role == "squeeze" for run in made):
-                continue  # a gate reads the channels too, but the projection decides
-            for axis in axes:
-                if axis.dim != layer.read_dim:
-                    continue
-                weight = layer.stored("weight").abs()
-                norms = weight.sum([dim for dim in range(weight.dim()) if dim != axis.dim])
-                for run, places in zip(axis.runs, axis.places(), strict=True):
-                    importance[run] = importance.get(run, 0) + norms[places.to(norms.device)]
+            for name, read in layer.elastic_reads.items() if isinstance(layer, Elastic) else ():
+                made = [run for axis in layer.elastic_axes[name] if axis.dim != read for run in axis.runs]
+                if any(run.role == "squeeze" for run in made):
+                    continue  # a gate reads the channels too, but the projection decides
+                weight = layer.stored(name).abs()
+                norms = weight.sum([dim for dim in range(weight.dim()) if dim != read])
+                for axis in [axis for axis in layer.elastic_axes[name] if axis.dim == read]:
+                    for run, places in zip(axis.runs, axis.places(), strict=True):
+                        importance[run] = importance.get(run, 0) + norms[places.to(norms.device)]
     orders = {}
     for number, group in enumerate(groups):
         if group.role != "width" and not group.held_reason and group in importance:

@@ -100,7 +100,8 @@ def base_state_dict(model: nn.Module, state: Mapping[str, Tensor] | None = None)
         if isinstance(layer, Elastic):
             for name in layer.elastic_axes:
                 key = f"{path}.{name}" if path else name
-                state[key] = state[key][layer.base_block(name)]
+                if key in state:  # buffers may be left out of it
+                    state[key] = state[key][layer.base_block(name)]
     return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 

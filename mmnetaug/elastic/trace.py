@@ -8,6 +8,7 @@ are never guessed: the channels they touch stay at base width, with the reason.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 import operator
@@ -68,11 +69,12 @@ class Trace:
         channels: The table of runs that all layouts refer to.
         parameters: Per parameter or buffer name, the layouts of its dimensions.
         openings: Convolutions and linear layers in graph order.
+        reads: Per parameter that mixes channels into others, the dimension along those it reads.
         touched: Per module that owns a convolution or linear weight, the layouts it reads and makes.
         integers: Modules whose attribute counts channels: (module name, attribute, layout, base value).
         steps: What every operator of the graph gives, in order: its name and its results. Tells the shapes that are
             expected at any widths.
-        divided: Whether channels are divided anywhere (split, sliced, folded).
+        divided: Whether channels are divided anywhere (split, sliced, folded), or a shape is written out.
         boxes: Modules that cannot be traced.
         gated: Layouts that are multiplied by a gate computed from their own pooled features.
     """
@@ -80,6 +82,7 @@ class Trace:
     channels: Channels = field(default_factory=Channels)
     parameters: dict[str, dict[int, Layout]] = field(default_factory=dict)
     openings: list[Opening] = field(default_factory=list)
+    reads: dict[str, int] = field(default_factory=dict)
     touched: list[tuple[str, Layout]] = field(default_factory=list)
     integers: list[tuple[str, str, Layout, int | tuple[int, ...]]] = field(default_factory=list)
     steps: list[tuple[str, list[Value]]] = field(default_factory=list)
@@ -94,7 +97,7 @@ def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tens
     Args:
         model: The network; its mode (train/eval) is restored.
         forward: Calls the network and returns its output tensors. Channels that reach an output stay at base width.
-        image: An example input, (N, 3, H, W).
+        image: An example input, (N, C, H, W).
 
     Raises:
         TraceError: If ``torch.export`` cannot trace the network.
@@ -165,6 +168,29 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Gives modules back the attributes that they had before a ``with`` block.
+
+    In a forward pass on shapes alone, modules put tensors without values into their caches, and note that they have
+    initialised themselves.
+    """
+    kept = []
+    for module in model.modules():
+        attributes = dict(vars(module))
+        held = [(value, copy.copy(value)) for value in attributes.values() if isinstance(value, dict | list | set)]
+        kept.append((vars(module), attributes, held))
+    try:
+        yield
+    finally:
+        for now, attributes, held in kept:
+            now.clear()
+            now.update(attributes)
+            for container, content in held:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+
+
 def shapes(graph: fx.GraphModule) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
     """Name and result shapes of every operator of an exported graph, in the order of ``Trace.steps``."""
     for node in graph.graph.nodes:
@@ -191,6 +217,7 @@ class _Reader:
         self.found = Trace()
         self.channels = self.found.channels
         self.module = ""  # the module whose code is being read
+        self.operator = ""  # the operator that is being read
 
     def source(self, node: fx.Node, name: str | None) -> Value:
         """A placeholder: the image (``name`` None), a constant (empty name), a parameter or a buffer."""
@@ -234,7 +261,7 @@ class _Reader:
         results = fx.node.map_aggregate(node.meta.get("val"), _plain)
         if _name(node) == "_assert_tensor_metadata":  # what a cast expects; computes nothing
             return results
-        self.module = _module(node)
+        self.module, self.operator = _module(node), _name(node)
         where = f"{_name(node)} in {self.module or 'the network'}"
         pointwise = torch.Tag.pointwise in getattr(_functional(node.target), "tags", ())
         rule = _Reader.pointwise if pointwise and _name(node) != "prelu" else _RULES.get(_name(node))
@@ -276,8 +303,10 @@ class _Reader:
             groups = settings[3]
         channel = 1 if len(x.shape) == len(w.shape) else 0
         read, made = x.dims.get(channel), self.made(w, 0)
+        for dim in x.dims.keys() - {channel}:
+            self.channels.hold(x.dims[dim], "lie along the space of a convolution")
         if groups == 1:
-            self.open(w, self.join(read, w.dims.get(1)) if w.shape[1] > 1 else None, made, x.pooled)
+            self.open(w, 1, self.join(read, w.dims.get(1)) if w.shape[1] > 1 else None, made, x.pooled)
         elif w.shape[0] == w.shape[1] * groups:
             # Widening adds groups and leaves their size alone, so the first groups are the tiny network's.
             self.join(read, made)
@@ -291,7 +320,7 @@ class _Reader:
             raise _NotUnderstood(f"a grouped convolution from {x.shape[channel]} to {w.shape[0]} channels")
         else:
             # Other numbers go in than come out: the groups keep their number, each of them is widened.
-            self.open(w, read, made, x.pooled)
+            self.open(w, 1, read, made, x.pooled)
             self.join(self.equal_parts(read, groups)[0], w.dims[1])
             self.equal_parts(made, groups)
         if bias is not None:
@@ -302,9 +331,10 @@ class _Reader:
         """The channels that a weight makes."""
         if dim in weight.dims:
             return weight.dims[dim]
-        single = self.channels.new(1)
-        self.channels.hold(single, "a single channel")
-        return single
+        made = self.channels.new(weight.shape[dim])
+        many = weight.shape[dim] > 1
+        self.channels.hold(made, "made by a weight that is computed, not stored" if many else "a single channel")
+        return made
 
     def owner(self, weight: Value) -> str:
         """Name of the module whose weight it is; of the one whose code is being read, if the weight is computed."""
@@ -324,7 +354,7 @@ class _Reader:
         if groups != 1:
             raise _NotUnderstood("a grouped transposed convolution")
         made = self.made(w, 1)
-        self.open(w, self.join(x.dims.get(1), w.dims.get(0)), made, x.pooled)
+        self.open(w, 0, self.join(x.dims.get(1), w.dims.get(0)), made, x.pooled)
         if bias is not None:
             self.join(made, bias.dims.get(0))
         return Value(out.shape, {1: made})
@@ -332,13 +362,15 @@ class _Reader:
     def linear(self, out: Value, x: Value, w: Value, bias: Value | None = None) -> Value:
         last = len(x.shape) - 1
         made = self.made(w, 0)
-        self.open(w, self.join(x.dims.get(last), w.dims.get(1)), made, x.pooled)
+        self.open(w, 1, self.join(x.dims.get(last), w.dims.get(1)), made, x.pooled)
         if bias is not None:
             self.join(made, bias.dims.get(0))
         return Value(out.shape, {**x.dims, last: made}, pooled=x.pooled)
 
-    def open(self, weight: Value, read: Layout | None, made: Layout, pooled: bool) -> None:
+    def open(self, weight: Value, dim: int, read: Layout | None, made: Layout, pooled: bool) -> None:
+        """Notes that channels are made from those along dimension ``dim`` of a weight."""
         owner = self.owner(weight)
+        self.found.reads[weight.parameter or f"{owner}.weight"] = dim
         self.found.openings.append(Opening(owner, made, read, pooled))
         self.found.touched.append((owner, made))
         if read is not None:
@@ -349,7 +381,15 @@ class _Reader:
         for vector in _flat((args, list(kwargs.values()))):
             if isinstance(vector, Value) and vector.shape:
                 self.join(x.dims.get(1), vector.dims.get(0))
+                if self.operator == "instance_norm":  # which compares, a batch norm does not
+                    self.count(vector, "num_features", x.dims.get(1), x.shape[1])
         return Value(out.shape, x.dims, pooled=x.pooled)
+
+    def count(self, vector: Value, attribute: str, layout: Layout | None, base: int | tuple[int, ...]) -> None:
+        """Notes that the module of a norm's vector counts channels in an attribute, if it has that."""
+        owner = self.owner(vector)
+        if layout is not None and attribute in vars(self.model.get_submodule(owner)):
+            self.found.integers.append((owner, attribute, layout, base))
 
     def layer_norm(self, out: Value, x: Value, size: list[int], *args: Any, **kwargs: Any) -> Value:
         channel = len(x.shape) - len(size)
@@ -358,9 +398,7 @@ class _Reader:
             raise _NotUnderstood("a layer norm over more than the channels, or without weights")
         for vector in vectors:
             self.join(x.dims.get(channel), vector.dims.get(0))
-        if channel in x.dims:
-            owner = vectors[0].parameter.rpartition(".")[0]
-            self.found.integers.append((owner, "normalized_shape", x.dims[channel], tuple(size)))
+        self.count(vectors[0], "normalized_shape", x.dims.get(channel), tuple(size))
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def group_norm(self, out: Value, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
@@ -371,8 +409,7 @@ class _Reader:
             if not vectors or vectors[0].parameter is None:
                 raise _NotUnderstood("a group norm without weights")
             self.channels.require_multiple(x.dims[1], x.shape[1] // groups)
-            owner = vectors[0].parameter.rpartition(".")[0]
-            self.found.integers.append((owner, "num_groups", x.dims[1], groups))
+            self.count(vectors[0], "num_groups", x.dims[1], groups)
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def prelu(self, out: Value, x: Value, weight: Value) -> Value:
@@ -408,6 +445,13 @@ class _Reader:
                 raise _NotUnderstood(f"{x.shape[dim]} channels become {out.shape[dim]}")
         pooled = x.pooled or (len(out.shape) == 4 and out.shape[2:] == (1, 1) and x.shape[2:] != (1, 1))
         return Value(out.shape, x.dims, pooled=pooled)
+
+    def turned(self, out: Value, x: Value, *args: Any) -> Value:
+        """``flip`` and ``roll``, whose last argument says along which dimensions."""
+        everywhere = self.operator == "roll" and (len(args) < 2 or not args[1])
+        if everywhere or any(d % len(x.shape) in x.dims for d in _flat(args[-1])):
+            raise _NotUnderstood("channels change their order")
+        return Value(out.shape, x.dims, pooled=x.pooled)
 
     def pad(self, out: Value, x: Value, padding: list[int], *args: Any) -> Value:
         for dim in x.dims:
@@ -480,6 +524,8 @@ class _Reader:
         """
         if not math.prod(x.shape):
             raise _NotUnderstood("an empty tensor")
+        if self.operator in ("view", "reshape", "_unsafe_view", "unflatten"):
+            self.found.divided = True  # the graph does not tell a number written down from one that follows the width
         dims = {}
         for ours, theirs in _factors(x.shape, out.shape):
             ours, theirs = [d for d in ours if x.shape[d] > 1], [e for e in theirs if out.shape[e] > 1]
@@ -496,17 +542,22 @@ class _Reader:
             for part in parts[1:]:
                 self.channels.join(parts[0], part)
             dims[theirs[-1]] = parts[0]
-            self.found.divided = True
         return Value(out.shape, dims, pooled=x.pooled)
 
     def matmul(self, out: Value, x: Value, y: Value) -> Value:
         """Batched products: rows of the first, columns of the second, whatever is summed over is the same."""
         if min(len(x.shape), len(y.shape)) < 2:
             raise _NotUnderstood("a product with a vector")
+        rows, columns = len(out.shape) - 2, len(out.shape) - 1
+        for weight, features, read, made, at in ((y, x, 0, 1, columns), (x, y, 1, 0, rows)):
+            if weight.parameter and len(weight.shape) == 2:  # a linear layer, on either side
+                of_features = {d + len(out.shape) - len(features.shape): layout for d, layout in features.dims.items()}
+                layout = self.made(weight, made)
+                self.open(weight, read, self.join(of_features.get(at), weight.dims.get(read)), layout, features.pooled)
+                return Value(out.shape, {**of_features, at: layout}, pooled=features.pooled)
         summed = x.dims.get(len(x.shape) - 1), y.dims.get(len(y.shape) - 2)
         if any(summed):
             self.join(*summed)
-        rows, columns = len(out.shape) - 2, len(out.shape) - 1
         flat = [
             Value((*v.shape[:-2], 1, 1), {d: layout for d, layout in v.dims.items() if d < len(v.shape) - 2})
             for v in (x, y)
@@ -521,6 +572,10 @@ class _Reader:
     def expand(self, out: Value, x: Value, *args: Any, **kwargs: Any) -> Value:
         shift = len(out.shape) - len(x.shape)
         return Value(out.shape, {d + shift: layout for d, layout in x.dims.items()}, pooled=x.pooled)
+
+    def expand_as(self, out: Value, x: Value, like: Value) -> Value:
+        own = self.expand(out, x).dims
+        return Value(out.shape, {d: own.get(d, layout) for d, layout in like.dims.items()} | own, pooled=x.pooled)
 
     def sliced(
         self, out: Value, x: Value, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1
@@ -554,9 +609,10 @@ class _Reader:
             raise _NotUnderstood("channels are split into unequal parts")
         parts = self.equal_parts(x.dims[dim], len(out))
         if sizes == size:  # written as a number, which a module may keep: its attribute counts the channels
-            for attribute, value in vars(self.model.get_submodule(self.module)).items():
-                if type(value) is int and value == size:
-                    self.found.integers.append((self.module, attribute, parts[0], size))
+            integers = vars(self.model.get_submodule(self.module)).items()
+            equal = [attribute for attribute, value in integers if type(value) is int and value == size]
+            if len(equal) == 1:  # of several it cannot be told which one it is
+                self.found.integers.append((self.module, equal[0], parts[0], size))
         return [
             Value(item.shape, {**x.dims, dim: part}, pooled=x.pooled) for item, part in zip(out, parts, strict=True)
         ]
@@ -583,19 +639,22 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(["adaptive_avg_pool2d", "adaptive_max_pool2d"], _Reader.same),
     **dict.fromkeys(["upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"], _Reader.same),
     **dict.fromkeys(["contiguous", "clone", "alias", "detach", "dropout", "_to_copy", "to", "type_as"], _Reader.same),
-    **dict.fromkeys(["zeros_like", "ones_like", "softmax", "log_softmax"], _Reader.same),
+    **dict.fromkeys(["zeros_like", "ones_like", "full_like", "softmax", "log_softmax"], _Reader.same),
+    **dict.fromkeys(["feature_dropout", "alpha_dropout", "feature_alpha_dropout"], _Reader.same),
+    **dict.fromkeys(["flip", "roll"], _Reader.turned),
     **dict.fromkeys(["pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _Reader.pad),
     **dict.fromkeys(["mean", "sum", "amax", "amin", "var", "std", "max", "min"], _Reader.reduce),
     "linalg_vector_norm": _Reader.vector_norm,
     **dict.fromkeys(["cat", "concat"], _Reader.cat),
     "stack": _Reader.stack,
     "permute": _Reader.permute,
-    "transpose": _Reader.transpose,
+    **dict.fromkeys(["transpose", "swapaxes", "swapdims"], _Reader.transpose),
     **dict.fromkeys(
         ["view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"],
         _Reader.reshape,
     ),
-    **dict.fromkeys(["expand", "expand_as"], _Reader.expand),
+    **dict.fromkeys(["expand", "broadcast_to"], _Reader.expand),
+    "expand_as": _Reader.expand_as,
     "slice": _Reader.sliced,
     "select": _Reader.select,
     **dict.fromkeys(["matmul", "bmm"], _Reader.matmul),

@@ -21,7 +21,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
 
 from ..elastic import Elastic, ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
@@ -74,8 +74,9 @@ class _NetAugStep:
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
         self._sampled = {"width", "expand"}  # roles with factors to choose from; both until the model is known
-        self._norms: list[nn.Module] = []
+        self._counting: list[nn.Module] = []  # modules with buffers: norms, above all
         self._inputs: tuple[tuple, dict] | None = None
+        self._versions: list[tuple[Tensor, int]] = []  # of the inputs, which every change in place counts up
         self._other_gradients: list[Tensor | None] | None = None
 
     @contextlib.contextmanager
@@ -154,7 +155,7 @@ class _NetAugStep:
         for space in self._spaces:
             space.driven = True
         make_lean(model)
-        self._norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        self._counting = [module for module in model.modules() if module._buffers]
         self._model = model
 
     def _augments(self) -> bool:
@@ -169,17 +170,23 @@ class _NetAugStep:
         if self.share < 1:
             args, kwargs = _first_images(args, kwargs, self.share)
         self._inputs = tuple(map(_kept, args)), {key: _kept(value) for key, value in kwargs.items()}
+        self._versions = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
     def _augmented_pass(self) -> None:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
         if self._inputs is None:
             raise RuntimeError("the model's forward was not called in optim_context: there is nothing to augment")
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise RuntimeError(
+                "the model's forward changes its images in place, so that the augmented pass would see others: have it "
+                "work on a copy (inputs = inputs.clone())"
+            )
         (args, kwargs), self._inputs = self._inputs, None
         model, iteration = self._model, self._inner_count
         with contextlib.ExitStack() as stack:
             for space in self._spaces:
                 stack.enter_context(space.at(space.sample(self.seed, iteration, self.width, self.expand)))
-            stack.enter_context(_tiny_statistics_kept(self._norms))
+            stack.enter_context(_tiny_statistics_kept(self._counting))
             stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}"))
             with super().optim_context(model):
                 losses = model(*args, **kwargs)
@@ -291,22 +298,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _tiny_statistics_kept(norms: list[nn.Module]) -> Iterator[None]:
+def _tiny_statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
     """The tiny network's running statistics stay as they are; those of additional channels follow the batch.
 
     Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
     """
-    kept = []
-    for norm in norms:
-        for name, buffer in norm.named_buffers(recurse=False) if norm.training else ():
-            elastic = isinstance(norm, Elastic) and name in norm.elastic_axes
-            part = buffer[norm.base_block(name)] if elastic else buffer
-            kept.append((part, part.clone()))
+
+    def block(module: nn.Module, name: str) -> Any:
+        return module.base_block(name) if isinstance(module, Elastic) and name in module.elastic_axes else ...
+
+    kept = [
+        (module, name, block(module, name), buffer[block(module, name)].clone())
+        for module in modules
+        for name, buffer in (module.named_buffers(recurse=False) if module.training else ())
+    ]
     try:
         yield
     finally:
-        for part, values in kept:
-            part.copy_(values)
+        for module, name, where, values in kept:  # a norm by hand may have put another tensor there
+            module._buffers[name][where] = values
 
 
 @contextlib.contextmanager
