@@ -42,7 +42,7 @@ class SplitByAttribute(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.width = 4
+        self.width = self.planes = 4  # the other is not read
 
     def middle(self, x: Tensor) -> Tensor:
         a, b, c, d = torch.split(self.body(x), self.width, 1)

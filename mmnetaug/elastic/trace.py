@@ -609,8 +609,9 @@ class _Reader:
             raise _NotUnderstood("channels are split into unequal parts")
         parts = self.equal_parts(x.dims[dim], len(out))
         if sizes == size:  # written as a number, which a module may keep: its attribute counts the channels
-            integers = vars(self.model.get_submodule(self.module)).items()
-            equal = [attribute for attribute, value in integers if type(value) is int and value == size]
+            module = self.model.get_submodule(self.module)
+            integers = {name: value for name, value in vars(module).items() if type(value) is int}
+            equal = [name for name in _read_by_methods(module) if integers.get(name) == size]
             if len(equal) == 1:  # of several it cannot be told which one it is
                 self.found.integers.append((self.module, equal[0], parts[0], size))
         return [
@@ -678,6 +679,18 @@ def _factors(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[r
             else:
                 j += 1
         yield range(first, i), range(other, j)
+
+
+def _read_by_methods(module: nn.Module) -> set[str]:
+    """Names that the methods of a module refer to, but for its constructor."""
+    own = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
+    methods = [value for kind in own for name, value in vars(kind).items() if name != "__init__"]
+    codes = [method.__code__ for method in methods if inspect.isfunction(method)]
+    names: set[str] = set()
+    for code in codes:  # which grows by the functions inside
+        names.update(code.co_names)
+        codes.extend(constant for constant in code.co_consts if inspect.iscode(constant))
+    return names
 
 
 def _plain(value: Any) -> Any:
