@@ -170,7 +170,7 @@ class SharedStatisticsOptimWrapper(NetAugOptimWrapper):
 
     def _attach(self, model: nn.Module) -> None:
         super()._attach(model)
-        self._norms = []
+        self._counting = []
 
 
 def shared_gradients(model: nn.Module) -> Tensor:

@@ -163,7 +163,7 @@ def _figure3() -> Iterator[Row]:
     for epochs, numbers in {75: (None, None), 300: (52.4, 53.7), 600: (None, None)}.items():
         for method, top1 in zip(("Baseline", "NetAug"), numbers, strict=True):
             yield _pretraining("Table 3, figure 3" if epochs == 300 else "Figure 3", tiny, method, top1, epochs)
-    # the text names two lengths: NetAug's 20 epochs are as good as 83 % more, 120, of the baseline
+    # the text names NetAug's 20 epochs, as good as the baseline's at "83% fewer": those are then 120
     for epochs, method in itertools.product((20, 120), ("Baseline", "NetAug")):
         config = f"classification/imagenet21k/{tiny}{SUFFIX[method]}_in21k_p.py"
         label, options = (

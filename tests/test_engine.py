@@ -234,6 +234,10 @@ def test_sync_bn_conversion_is_refused_with_the_way_out():
 
 def test_compilation_is_refused():
     elastic, _ = build_pair(detector_config("resnet18"))
+    elastic.train_step = torch.compile(elastic.train_step, backend="eager")  # as MMEngine's Runner does
+    with pytest.raises(RuntimeError, match="leave compile out of the config"):
+        elastic.train_step(batch(), wrapper(elastic))
+    del elastic.train_step
     compiled = torch.compile(elastic, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="recompile"):
         compiled(batch()["inputs"], mode="tensor")

@@ -84,7 +84,7 @@ def count_macs(model, size):
         (v3(out_indices=(2, 4, 5)), [56, 40, 16], 80, 424),
     ],
 )
-def test_detector_costs_what_the_paper_states(backbone, channels, num_classes, macs):
+def test_detector_costs_what_the_readme_states(backbone, channels, num_classes, macs):
     model = detector(backbone, channels, num_classes)
     assert count_macs(model, 416) / 1e6 == pytest.approx(macs, abs=0.5)
 

@@ -84,7 +84,8 @@ class _NetAugStep:
         """Context of the base forward pass: remembers its inputs for the augmented pass.
 
         Raises:
-            RuntimeError: If nothing in the model is elastic, or the gradients of both passes cannot be kept apart.
+            RuntimeError: If nothing in the model is elastic, its step is compiled, or the gradients of both passes
+                cannot be kept apart.
         """
         self._attach(model)
         if not self._augments():
@@ -136,6 +137,7 @@ class _NetAugStep:
             self.clip_grad_kwargs = settings
             self._other_gradients = None
 
+    @torch.compiler.disable  # compiled, it would not see that it is
     def _attach(self, model: nn.Module) -> None:
         if model is self._model:
             return
@@ -144,6 +146,10 @@ class _NetAugStep:
             raise RuntimeError(
                 f"{type(self).__name__} trains elastic models, and nothing in {type(unwrapped(model)).__name__} is: "
                 "wrap its config in dict(type='mmnetaug.NetAug', model=...), or use MMEngine's optimizer wrapper."
+            )
+        if hasattr(getattr(model, "train_step", None), "_torchdynamo_orig_callable"):
+            raise RuntimeError(
+                "torch.compile would compile every sampled network anew: leave compile out of the config"
             )
         if self._clips_apart() and getattr(model, "gradient_as_bucket_view", False):
             raise RuntimeError(
