@@ -73,7 +73,10 @@ def test_loss_is_hintons(teacher_file, temperature, weight):
     log_probs = (scores / temperature).log_softmax(1)
     divergence = (soft * (soft.log() - log_probs)).sum(1).mean()
     labels = torch.cat([sample.gt_label for sample in samples])
-    torch.testing.assert_close(losses["loss"], F.cross_entropy(scores, labels))
+    torch.testing.assert_close(losses["loss_cls"], F.cross_entropy(scores, labels))
+    total, logged = model.parse_losses(losses)
+    torch.testing.assert_close(total, losses["loss_cls"] + losses["loss_kd"])
+    assert logged["loss"] == total
     torch.testing.assert_close(losses["loss_kd"], weight * temperature**2 * divergence)
 
 

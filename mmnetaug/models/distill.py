@@ -90,10 +90,12 @@ class DistilledClassifier(ImageClassifier):
             data_samples: One per image, with its label.
 
         Returns:
-            The head's losses and ``loss_kd``.
+            The head's losses, its ``loss`` as ``loss_cls``, and ``loss_kd``.
         """
         scores = self.head(self.extract_feat(inputs))
-        losses = self.head._get_loss(scores, data_samples)
+        losses = dict(self.head._get_loss(scores, data_samples))
+        if "loss" in losses:  # what MMEngine calls the sum of all in the log
+            losses["loss_cls"] = losses.pop("loss")
         student = F.log_softmax(scores / self.temperature, 1)
         teacher = F.log_softmax(self._ask_teacher(inputs) / self.temperature, 1)
         divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
