@@ -17,7 +17,7 @@ test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=True, convert_to_iter_based=True, begin=0, end=3),
-    dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=3, end=100, T_max=97, eta_min=0),
+    dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=3, eta_min=0),
 ]
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="auto"), logger=dict(interval=10))
 custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]  # faster on CPUs

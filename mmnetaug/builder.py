@@ -45,7 +45,7 @@ def NetAug(
             ``dict(r=3, s=2)`` for s + 1 factors spaced evenly from 1 to r (paper section 3.2).
         expand: Expand factors of channels hidden inside a block, in the same spellings.
         roles: Overrides of what decides a group's width: group name pattern to "width", "expand" or "base".
-            ``tools/describe.py`` lists the names.
+            ``tools/describe.py --json -`` lists the names.
         input_size: Image size (one number or height, width) to trace the model with, where the default (224 for
             classifiers and backbones, 320 for detectors) does not suit it.
         init: ``"preserving"``: the tiny network starts exactly as the plain one would, and every augmented network as

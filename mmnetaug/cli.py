@@ -42,6 +42,9 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of tools that run MMEngine's Runner."""
     parser.add_argument("--work-dir", help="where logs and checkpoints go (default: ./work_dirs/<config name>)")
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="height and width of the network's input, in place of the config's"
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument(
         "--trust-checkpoint",

@@ -453,6 +453,44 @@ def test_data_root_is_replaced_everywhere(data_root):
     assert cfg.val_evaluator[0].ann_file == "/mine/val.json" and cfg.data_root == "/mine"
 
 
+def test_a_data_root_that_no_data_set_lies_below_is_an_error():
+    cfg = Config(dict(data_root="data/mine", train_dataloader=dict(dataset=dict(data_root="data/other"))))
+    with pytest.raises(ValueError, match="no data set of the config lies below its data_root"):
+        fill_config(cfg, "/elsewhere")
+
+
+def test_a_filled_config_can_be_pointed_at_other_data(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        make_voc_folder(tmp_path / name, dict(train=3, val=2))
+    monkeypatch.chdir(tmp_path)
+    cfg = fill_config(custom_config(tmp_path / "a"), "./a/")
+    again = Config.fromstring(fill_config(cfg, "./a").pretty_text, ".py")
+    fill_config(again, tmp_path / "b")
+    assert again.val_dataloader.dataset.data_root == again.data_root == str(tmp_path / "b")
+
+
+def test_lists_with_suffixes_or_blanks_are_told(tmp_path):
+    root = make_voc_folder(tmp_path, dict(train=3, val=2))
+    write_list(root, "train", [f"{name} " for name in read_list(root, "train")])
+    with pytest.raises(
+        DataError, match=r"no line of .*train\.txt names an annotation file, such as 'Annotations/.* \.xml'"
+    ):
+        custom_config(root)
+
+
+@pytest.mark.parametrize("box", [(130, 20, 160, 40), (20, 20, 60, 60)], ids=["outside", "inside"])
+def test_boxes_outside_of_their_image_do_not_reach_the_loss(tmp_path, box):
+    root = make_voc_folder(tmp_path, dict(train=3, val=2))
+    for name in read_list(root, "train"):
+        write_voc_xml(root / f"Annotations/{name}.xml", [("cat", box)])
+    dataset = DATASETS.build(custom_config(root).train_dataloader.dataset)
+    for _ in range(5):
+        for item in dataset:
+            boxes = item["data_samples"].gt_instances.bboxes.tensor
+            assert ((boxes[:, 2:] - boxes[:, :2]) >= 1).all()
+            assert len(boxes) <= (box[0] < 128)
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 

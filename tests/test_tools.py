@@ -158,6 +158,19 @@ def test_a_run_does_not_go_on_with_other_classes(place, trained, tmp_path, capsy
     assert "was trained on other classes, or in another order" in capsys.readouterr().err
 
 
+def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place, tmp_path, capsys):
+    work_dir = ["--data-root", place / "data", "--work-dir", tmp_path, "--size", 64]
+    assert run(train, place / "plain.py", *work_dir, "--cfg-options", "train_cfg.max_epochs=1") == 0
+    saved = (tmp_path / "plain.py").read_text()
+    sizes = re.findall(r"scale=\(\s*(\d+),\s*(\d+),?\s*\)", saved)
+    assert sizes and set(sizes) == {("64", "64")}
+    assert run(test, tmp_path / "plain.py", tmp_path / "epoch_1.pth", "--work-dir", tmp_path, "--json", "-") == 0
+    assert (tmp_path / "plain.py").read_text() == saved and (tmp_path / "test/plain.py").is_file()
+    capsys.readouterr()
+    assert run(train, place / "netaug.py", *work_dir, "--resume") == 1
+    assert "is of a plain training" in capsys.readouterr().err
+
+
 def test_classifiers_train_too_and_netaug_stays_on_in_mixed_precision(tmp_path):
     make_class_folders(tmp_path / "data")
     (tmp_path / "classifier.py").write_text(CLASSIFIER.format(data=tmp_path / "data"))

@@ -71,12 +71,12 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     for cfg in configs:  # before hours are spent
         for size in sizes:
             set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
-    classes = [check_data(cfg, ("test",))[0].classes for cfg in configs]
+    reports = [check_data(cfg, ("test",))[0] for cfg in configs]
     networks = []
     if not args.train:
         networks = [
-            load_tiny(cfg, model[2], args.trust_checkpoint, names)
-            for cfg, model, names in zip(configs, args.model, classes, strict=True)
+            load_tiny(cfg, model[2], args.trust_checkpoint, report.classes)
+            for cfg, model, report in zip(configs, args.model, reports, strict=True)
         ]
 
     folder = Path(args.work_dir)
@@ -95,7 +95,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
                 cfg, state = networks[index]
                 cfg = copy.deepcopy(cfg)
             set_input_size(cfg, size)
-            key = fingerprint(cfg, state, size)
+            key = fingerprint(cfg, state, size, str(reports[index]))
             entry = store.get(key)
             if entry is None:
                 metric, point = measure(cfg, state, size, folder / "log")
@@ -157,10 +157,10 @@ def read_config(args: argparse.Namespace, path: str) -> Config:
     return cfg
 
 
-def fingerprint(cfg: Config, state: dict[str, Tensor], size: int) -> str:
-    """What a point depends on: weights, size, and how the config tests."""
+def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> str:
+    """What a point depends on: weights, size, how the config tests, and what was found in the data."""
     means = cfg.get("data_preprocessor")
-    digest = hashlib.sha256(repr((size, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)).encode())
+    digest = hashlib.sha256(repr((size, data, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)).encode())
     for name, tensor in state.items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -30,7 +30,7 @@ from mmnetaug.datasets import check_data
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.optim_wrapper import unwrapped
-from mmnetaug.evaluation import fix_input, replace_network, without_netaug
+from mmnetaug.evaluation import fix_input, replace_network, set_input_size, without_netaug
 from mmnetaug.preflight import check_classes, check_weights, read_checkpoint, type_name
 
 # what each visualisation hook calls its switch and its folder
@@ -61,6 +61,9 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
     fill_data(cfg, args)
     if not cfg.get("test_dataloader"):
         raise UserError(f"{args.config} has no test_dataloader")
+    if args.size:
+        set_input_size(cfg, args.size, ("test",))
+    trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # where the config of training stays
     exported = args.checkpoint.endswith((".onnx", ".tflite"))
     if exported:
         cfg.model = without_netaug(cfg.model)
@@ -86,7 +89,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             replace_network(model, network, shape[2:])
             line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
         else:
-            trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
+            trusted = args.trust_checkpoint or lies_in(args.checkpoint, trained_in)
             weights = read_checkpoint(args.checkpoint, trusted)
             line = check_weights(model, weights, args.checkpoint, complete=True)
             meta = getattr(runner.test_dataloader.dataset, "metainfo", {})

@@ -27,6 +27,7 @@ from mmnetaug.cli import (
 )
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.optim_wrapper import unwrapped
+from mmnetaug.evaluation import set_input_size
 from mmnetaug.preflight import (
     check_classes,
     check_pretrained,
@@ -65,6 +66,8 @@ def train(args: argparse.Namespace) -> None:
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
     fill_data(cfg, args)
+    if args.size:
+        set_input_size(cfg, args.size, ("train", "val", "test"))
     if args.resume:
         set_resume(cfg, args.resume)
     if args.amp:
@@ -113,7 +116,14 @@ def check_start(cfg: Config, model: nn.Module, trusted: bool, classes: Sequence[
         return [check_weights(model, checkpoint, path, part)]
     check_resumable(checkpoint, path)
     check_classes(checkpoint, classes, path)
-    return [check_weights(model, checkpoint, path, complete=True)]
+    line = check_weights(model, checkpoint, path, complete=True)
+    largest = {name: value.shape for name, value in model.state_dict().items()}
+    if any(value.shape != largest.get(name, value.shape) for name, value in checkpoint["state_dict"].items()):
+        raise UserError(
+            f"{path} is of a plain training, whose optimizer knows no additional channels: start from its weights with "
+            "--cfg-options load_from=..."
+        )
+    return [line]
 
 
 def use_amp(cfg: Config) -> None:

@@ -6,24 +6,24 @@ data_layout = "auto"
 data_root = "data/custom"
 classes = None  # read from the annotations; or name them: --cfg-options classes="cat,dog"
 
-input_size = (416, 416)
-
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="mmdet.LoadAnnotations", with_bbox=True),
     dict(type="mmnetaug.TrainOnDifficult"),
     # photos are large: everything after this resize costs a fraction of what it would before it
-    dict(type="mmdet.Resize", scale=input_size, keep_ratio=True),
+    dict(type="mmdet.Resize", scale=(416, 416), keep_ratio=True),
     dict(type="mmdet.PhotoMetricDistortion"),
     dict(type="mmdet.Expand", mean=[123.675, 116.28, 103.53], to_rgb=True, ratio_range=(1, 2), prob=0.5),
     dict(type="mmdet.MinIoURandomCrop", min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_crop_size=0.3),
-    dict(type="mmdet.Resize", scale=input_size, keep_ratio=True),
+    dict(type="mmdet.Resize", scale=(416, 416), keep_ratio=True),
     dict(type="mmdet.RandomFlip", prob=0.5),
+    # what lay outside of its image has no area left, and YOLOv3 no cell for it
+    dict(type="mmdet.FilterAnnotations", min_gt_bbox_wh=(1, 1), keep_empty=False),
     dict(type="mmdet.PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="mmdet.Resize", scale=input_size, keep_ratio=True),
+    dict(type="mmdet.Resize", scale=(416, 416), keep_ratio=True),
     dict(type="mmdet.LoadAnnotations", with_bbox=True),
     dict(type="mmdet.PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]

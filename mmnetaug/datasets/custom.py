@@ -45,10 +45,11 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
     classes = cfg.get("classes") or read_classes(root, splits["train"])
     if not classes:
         raise DataError(f"no image listed in {root / splits['train']['ann_file']} has an annotated object.")
+    cfg.data_root = str(root)  # as it stands in the data sets, so that it can be replaced in all of them
     cfg.classes = (classes,) if isinstance(classes, str) else tuple(classes)
     cfg.data_layout = layout
     for name, split in splits.items():
-        for dataset in leaves(cfg[f"{name}_dataloader"].dataset):
+        for dataset in leaves(cfg[f"{name}_dataloader"].dataset) if cfg.get(f"{name}_dataloader") else ():
             for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
                 dataset[key] = value  # update() would merge the nested dicts with what is there
     for name in ("val", "test"):
@@ -75,12 +76,15 @@ def set_data_root(cfg: Config, data_root: str | Path) -> None:
     Args:
         cfg: A whole config with a ``data_root``, changed in place.
         data_root: The new one.
+
+    Raises:
+        ValueError: The config has none, or no data set that lies there.
     """
     new = str(data_root).rstrip("/") or "/"
     old = cfg.get("data_root")
     if old is None:
         raise ValueError("the config has no data_root that could be replaced.")
-    old = old.rstrip("/")
+    old, replaced = normpath(old), []
 
     def replace(value):
         if isinstance(value, dict):
@@ -88,13 +92,16 @@ def set_data_root(cfg: Config, data_root: str | Path) -> None:
                 value[key] = replace(value[key])
         elif isinstance(value, list | tuple):
             return type(value)(replace(item) for item in value)
-        elif isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
-            return new + value[len(old) :]
+        elif isinstance(value, str) and value and f"{normpath(value)}/".startswith(f"{old}/"):
+            replaced.append(value)
+            return new + normpath(value)[len(old) :]
         return value
 
     for name in SPLITS:
         for key in (f"{name}_dataloader", f"{name}_evaluator"):
             replace(cfg.get(key))
+    if not replaced and cfg.get("data_layout") != "auto":  # those data sets are yet to be filled in
+        raise ValueError(f"no data set of the config lies below its data_root, {old}: set theirs with --cfg-options.")
     cfg.data_root = new
 
 
@@ -160,8 +167,13 @@ def _voc_ids(root: Path, name: str) -> list[str]:
 
 def _voc_classes(root: Path, train: dict) -> list[str]:
     """Names of all training objects, in alphabetical order. Files that cannot be read are left to the checks."""
-    names = set()
-    for image_id in _voc_ids(root, Path(train["ann_file"]).stem):
+    names, ids = set(), _voc_ids(root, Path(train["ann_file"]).stem)
+    if ids and not any((root / f"Annotations/{image_id}.xml").is_file() for image_id in ids):
+        raise DataError(
+            f"no line of {root}/{train['ann_file']} names an annotation file, such as {f'Annotations/{ids[0]}.xml'!r}: "
+            "write one image's name in a line, without suffix or blanks."
+        )
+    for image_id in ids:
         try:
             names.update(one.text for one in ET.parse(root / f"Annotations/{image_id}.xml").findall("object/name"))
         except (OSError, ET.ParseError):

@@ -1,5 +1,7 @@
 """Plain networks and parts of networks: nothing in here knows of NetAug."""
 
+from mmdet.models import SSDHead
+
 from .distill import DistilledClassifier
 from .drop_block import DropBlock
 from .heads import DropoutClsHead
@@ -22,3 +24,8 @@ __all__ = [
     "TinyNet",
     "TinyTL",
 ]
+
+if not hasattr(
+    SSDHead, "loss_cls"
+):  # it cannot predict without: https://github.com/open-mmlab/mmdetection/issues/11780
+    SSDHead.loss_cls = None
