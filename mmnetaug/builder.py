@@ -20,7 +20,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from .elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
-from .forward import flatten_tensors, tensor_forward
+from .forward import flatten_tensors, image_channels, tensor_forward
 from .registry import MODELS
 
 Factors = Sequence[float] | Mapping[str, float]
@@ -70,9 +70,7 @@ def NetAug(
     if not is_distributed():
         built = revert_sync_batchnorm(built)  # as MMEngine's Runner does, which cannot once the norms are elastic
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
-    means = getattr(getattr(built, "data_preprocessor", None), "mean", None)
-    channels = 3 if means is None else means.numel()
-    image_shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
+    image_shape = (image_channels(built), *((size, size) if isinstance(size, int) else size))
     whole = isinstance(getattr(built, "backbone", None), nn.Module)
     convert = functools.partial(
         make_elastic,

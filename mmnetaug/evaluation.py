@@ -21,7 +21,7 @@ from mmnetaug.cli import UserError, build_runner
 from mmnetaug.datasets.wrappers import first_pipeline, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
-from mmnetaug.forward import dense_heads, is_detector, untraced_readers
+from mmnetaug.forward import dense_heads, image_channels, is_detector, untraced_readers
 from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint, type_name
 from mmnetaug.terminal import Progress
 
@@ -290,8 +290,7 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
     """
     head = head_of(model)
     with evaluating(model), torch.no_grad():
-        mean = getattr(model.data_preprocessor, "mean", torch.zeros(3))
-        image = torch.zeros(1, mean.numel(), *size, device=next(model.parameters()).device)
+        image = torch.zeros(1, image_channels(model), *size, device=next(model.parameters()).device)
         example = head(model.extract_feat(image))
     leaves, structure = tree_flatten(example)
     expected = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]

@@ -50,6 +50,12 @@ def tensor_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
+def image_channels(model: nn.Module) -> int:
+    """How many channels a model's images have: as many as its data preprocessor has means, or else 3."""
+    mean: Tensor | None = getattr(getattr(model, "data_preprocessor", None), "mean", None)
+    return 3 if mean is None else mean.numel()
+
+
 def is_detector(model: nn.Module) -> bool:
     """Whether ``model`` is one of mmdet's detectors: image features, read by heads named as mmdet names them."""
     return hasattr(model, "extract_feat") and bool(_heads(model))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from mmnetaug.datasets.wrappers import first_pipeline
 from mmnetaug.elastic import base_state_dict, find_spaces
-from mmnetaug.forward import untraced_readers
+from mmnetaug.forward import image_channels, untraced_readers
 
 from .operators import record
 
@@ -82,12 +82,11 @@ def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None
         ValueError: No transform of the pipeline sets a size.
     """
     preprocessor = getattr(model, "data_preprocessor", None)
-    mean: Tensor | None = getattr(preprocessor, "mean", None)
     height, width = size or _pipeline_size(cfg)
     if size is None:
         divisor = getattr(preprocessor, "pad_size_divisor", 1)
         height, width = (-(-n // divisor) * divisor for n in (height, width))
-    return 1, 3 if mean is None else mean.numel(), height, width
+    return 1, image_channels(model), height, width
 
 
 # mmcv and mmdet give sizes as (width, height), mmpretrain gives one number for both or the short edge.

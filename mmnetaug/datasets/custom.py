@@ -236,9 +236,8 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
     split = next(split for split in SPLITS if split in called)
     of_splits = [any(split in str(folder.relative_to(root)) for split in SPLITS) for folder in best]
     rules = [lambda name: name == called, lambda name: name == split]
-    if all(
-        of_splits
-    ):  # such as train2017; beside a folder of all images it may hold anything, pictures of a validation
+    # such as train2017; but beside a folder of all images, one called val_... may hold pictures drawn for validation
+    if all(of_splits):
         rules.append(lambda name: split in name)
     if not any(of_splits):
         rules.append(lambda name: name == "images")

@@ -62,14 +62,13 @@ class Axis:
             base, extra = base + run.base_width, extra + added
         return places
 
-    def take(self, tensor: Tensor, dim: int | None = None) -> Tensor:
-        """The width in use along this (or another) dimension: a view where it is one stretch, as at base width."""
-        dim = self.dim if dim is None else dim
+    def take(self, tensor: Tensor) -> Tensor:
+        """The width in use along this dimension: a view where it is one stretch of storage, as at base width."""
         pieces = self.pieces()
         if len(pieces) == 1:
             start, length = pieces[0]
-            return tensor if length == tensor.shape[dim] else tensor.narrow(dim, start, length)
-        return torch.cat([tensor.narrow(dim, start, length) for start, length in pieces], dim)
+            return tensor if length == tensor.shape[self.dim] else tensor.narrow(self.dim, start, length)
+        return torch.cat([tensor.narrow(self.dim, start, length) for start, length in pieces], self.dim)
 
 
 Count = int | tuple[int, ...]
@@ -105,12 +104,11 @@ class Elastic:
         """Statistics kept by hand, or re-estimated by MMPretrain's PreciseBNHook, have the width in use."""
         buffer = self.__dict__.get("_buffers", {}).get(name)
         if isinstance(value, Tensor) and buffer is not None and name in self.__dict__.get("elastic_axes", {}):
-            places = [torch.arange(size, device=buffer.device) for size in buffer.shape]
+            places = torch.arange(buffer.numel(), device=buffer.device).view(buffer.shape)
             for axis in self.elastic_axes[name]:
-                places[axis.dim] = axis.take(places[axis.dim], 0)
-            if value.shape == tuple(map(len, places)) != buffer.shape:
-                value, given = buffer.clone(), value
-                value[torch.meshgrid(*places, indexing="ij")] = given.to(value)
+                places = axis.take(places)
+            if value.shape == places.shape != buffer.shape:
+                value = buffer.flatten().index_copy(0, places.flatten(), value.to(buffer).flatten()).view(buffer.shape)
         super().__setattr__(name, value)
 
     def base_block(self, name: str) -> tuple[slice, ...]:

@@ -259,12 +259,12 @@ class _Reader:
 
     def interpret(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
         results = fx.node.map_aggregate(node.meta.get("val"), _plain)
-        if _name(node) == "_assert_tensor_metadata":  # what a cast expects; computes nothing
-            return results
         self.module, self.operator = _module(node), _name(node)
-        where = f"{_name(node)} in {self.module or 'the network'}"
+        if self.operator == "_assert_tensor_metadata":  # what a cast expects; computes nothing
+            return results
+        where = f"{self.operator} in {self.module or 'the network'}"
         pointwise = torch.Tag.pointwise in getattr(_functional(node.target), "tags", ())
-        rule = _Reader.pointwise if pointwise and _name(node) != "prelu" else _RULES.get(_name(node))
+        rule = _Reader.pointwise if pointwise and self.operator != "prelu" else _RULES.get(self.operator)
         sources = [value for value in _flat((args, list(kwargs.values()))) if isinstance(value, Value)]
         if not any(value.dims for value in sources):
             return results

@@ -25,7 +25,6 @@ __all__ = [
     "TinyTL",
 ]
 
-if not hasattr(
-    SSDHead, "loss_cls"
-):  # it cannot predict without: https://github.com/open-mmlab/mmdetection/issues/11780
+# It cannot predict without: https://github.com/open-mmlab/mmdetection/issues/11780
+if not hasattr(SSDHead, "loss_cls"):
     SSDHead.loss_cls = None
