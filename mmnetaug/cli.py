@@ -162,28 +162,41 @@ def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
     """
-    target = getattr(args, "json", None)
+    target = getattr(args, "json", None) if is_main_process() else None
     try:
-        with contextlib.redirect_stdout(sys.stderr) if target == "-" else contextlib.nullcontext():
-            figures = tool(args)
+        if target == "-":
+            with contextlib.redirect_stdout(sys.stderr):
+                figures = tool(args)
+            sys.stdout.write(_as_json(figures))
+        elif target:
+            with replaced_when_done(target) as temporary:  # around it all: what cannot be written is told at once
+                temporary.write_text(_as_json(tool(args)))
+        else:
+            tool(args)
     except (UserError, CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if target and is_main_process():
-        text = json.dumps(figures, indent=2, default=float) + "\n"
-        if target == "-":
-            sys.stdout.write(text)
-        else:
-            with replaced_when_done(target) as temporary:
-                temporary.write_text(text)
     return 0
+
+
+def _as_json(figures: dict[str, Any] | None) -> str:
+    return json.dumps(figures, indent=2, default=float) + "\n"
 
 
 @contextlib.contextmanager
 def replaced_when_done(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; rename it at the end, so that no half file is ever seen."""
+    """Give a temporary name beside ``path`` to write to; rename it at the end, so that no half file is ever seen.
+
+    Raises:
+        UserError: No file can be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'permission denied'}")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary

@@ -231,6 +231,7 @@ def assert_usable(cfg: Config, images: dict[str, int], classes: tuple[str, ...])
     "suffix, splits, expected",
     [
         (".jpg", dict(train=3, val=2), dict(train=3, val=2, test=2)),
+        (".tif", dict(train=3, val=2), dict(train=3, val=2, test=2)),
         (".png", dict(train=3, test=2), dict(train=3, val=2, test=2)),
         (".JPG", dict(train=4, val=2, test=3), dict(train=4, val=2, test=3)),
         (".jpeg", dict(trainval=5, test=3), dict(train=5, val=3, test=3)),
@@ -708,6 +709,7 @@ def edit_json(root: Path, edit, split="train") -> None:
         (lambda root: cut(first(root, "train2017")), "1 images are damaged"),
         (lambda root: edit_json(root, lambda c: c["annotations"][0].pop("area")), "1 annotations lack"),
         (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=[])), "1 annotations lack"),
+        (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=None)), "1 annotations lack"),
         (lambda root: edit_json(root, lambda c: c["annotations"][0].update(image_id=99)), "1 annotations are of no"),
         (lambda root: edit_json(root, lambda c: c["categories"].reverse()), "in the order of .*: dog, cat"),
         (

@@ -68,7 +68,8 @@ def place(tmp_path_factory) -> Path:
 
 def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
     pairs = [["--model", name, place / "plain.py", place / "tiny.pth"] for name in ("one", "other")]
-    args = [*pairs[0], *pairs[1], "--data-root", place / "data", "--work-dir", tmp_path / "sweep"]
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    args = [*pairs[0], *pairs[1], "--data-root", data, "--work-dir", tmp_path / "sweep"]
     assert run(sweep, *args, "--sizes", 64, 96) == 0
     out = capsys.readouterr().out
     figures = json.loads((tmp_path / "sweep/sweep.json").read_text())
@@ -85,6 +86,10 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(sweep, "measure", lambda *args: pytest.fail("measured again"))
     assert run(sweep, *args, "--sizes", 64, 96) == 0
+    last = max((data / "Annotations").glob("*.xml"))  # a test image's
+    last.write_text(re.sub("<name>.*</name>", "<name>cat</name>", last.read_text()))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        run(sweep, *args, "--sizes", 64, 96)
 
 
 def test_classifiers_and_large_checkpoints_sweep(place, tmp_path):

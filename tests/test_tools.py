@@ -339,6 +339,7 @@ def bad(place) -> dict[str, Path]:
             ["--cfg-options", "model.backbone.init_cfg.type=Pretrained", "model.backbone.init_cfg.checkpoint={other}"],
             "another network",
         ),
+        (["--cfg-options", "default_hooks.checkpoint.max_keep_ckpt=2"], "cannot be set up: .*max_keep_ckpt"),
         (["--data-root", "{place}/absent"], "no data: there is no folder"),
         (["--cfg-options", "train_dataloader.dataset.ann_fil=x"], "cannot be set up: .*ann_fil"),
         (["--cfg-options", "classes=cat,dog,unicorn"], "no annotation has the class unicorn"),
@@ -473,6 +474,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("ne")
         raise OSError("disk full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("where", "message"), [("", "it is a folder"), ("plain.py/x.json", "plain.py")])
+def test_results_that_cannot_be_written_are_told_before_the_work(place, capsys, monkeypatch, where, message):
+    monkeypatch.setattr(describe, "describe", lambda args: pytest.fail("the work was begun"))
+    assert run(describe, place / "plain.py", "--json", place / where) == 1
+    assert re.search(f"^error: .* cannot be written: .*{message}", capsys.readouterr().err)
 
 
 def test_work_dir_is_named_after_the_config(place):

@@ -392,7 +392,10 @@ def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tupl
     empty, outside, incomplete, orphans = [], [], [], []
     for one in annotations:
         label = f"annotation {one.get('id')}"
-        if not {"bbox", "area", "iscrowd", "category_id", "image_id", "id"} <= one.keys() or len(one["bbox"]) != 4:
+        numbers = [one.get("area"), *(one.get("bbox") or ())]
+        if not {"iscrowd", "category_id", "image_id", "id"} <= one.keys() or not (
+            len(numbers) == 5 and all(isinstance(number, int | float) for number in numbers)
+        ):
             incomplete.append(label)
             continue
         if one["image_id"] not in images or one["category_id"] not in categories:

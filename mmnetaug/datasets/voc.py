@@ -8,7 +8,7 @@ from mmdet.datasets import XMLDataset
 
 from mmnetaug.registry import DATASETS, TRANSFORMS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @DATASETS.register_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,10 @@ class TinyCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("backend_args", {"backend": "mmnetaug_atomic"})
         super().__init__(*args, **kwargs)
+        # CheckpointHook takes any argument and would hand it to this method at the first save
+        known = inspect.signature(Runner.save_checkpoint).parameters
+        if unknown := [name for name in self.args if name not in known]:
+            raise TypeError(f"CheckpointHook has no argument {', '.join(unknown)}")
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
