@@ -207,7 +207,8 @@ def fix_input(model: nn.Module, size: tuple[int, int]) -> None:
         height, width = data["inputs"].shape[-2:]
         if height > size[0] or width > size[1]:
             raise UserError(
-                f"the pipeline gives images of {height}x{width}, larger than the input, {size[0]}x{size[1]}"
+                f"the pipeline gives images of {height}x{width}, larger than the input, {size[0]}x{size[1]}: "
+                "--size N fits all of them into a square"
             )
         data["inputs"] = pad(data["inputs"], (0, size[1] - width, 0, size[0] - height))
         for sample in data.get("data_samples") or []:

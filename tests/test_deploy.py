@@ -32,6 +32,7 @@ from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
 from mmnetaug.evaluation import (
     calibration_images,
+    fix_input,
     head_of,
     headline,
     load_tiny,
@@ -319,6 +320,14 @@ class Exploit:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def test_images_larger_than_a_fixed_input_are_told_with_the_way_out(place):
+    model = build_model(Config.fromfile(place / "plain.py"))
+    fix_input(model, (64, 96))  # of a pipeline that keeps the aspect ratio
+    portrait = dict(inputs=[torch.zeros(3, 96, 64, dtype=torch.uint8)], data_samples=[DetDataSample()])
+    with pytest.raises(UserError, match=r"96x64, larger than the input, 64x96: --size N"):
+        model.data_preprocessor(portrait, False)
 
 
 @pytest.mark.parametrize("tool", ["sweep", "export", "test", "compare"])
