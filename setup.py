@@ -10,13 +10,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-README = HERE / "README.md"
 
 setup(
     name="mmnetaug",
     version=re.search(r'__version__ = "(.+)"', (HERE / "mmnetaug" / "version.py").read_text()).group(1),
     description="NetAug (network augmentation) training of tiny detectors and classifiers for OpenMMLab",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mmnetaug", "mmnetaug.*"]),

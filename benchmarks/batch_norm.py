@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmnetaug.checkpoint import load_tensors  # registers everything too; before mmpretrain, which imports torchvision
+from mmnetaug.cli import run_tool
 
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats  # isort: skip
 
@@ -48,7 +48,7 @@ def measure(runner: Runner) -> tuple[float, list[Any], Any]:
     return next(iter(figures.values())), kept, metric
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="the config without NetAug")
     parser.add_argument("checkpoint", help="a tiny checkpoint of a NetAug run")
@@ -56,9 +56,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="re-estimations, each with other augmentations")
     parser.add_argument("--resamples", type=int, default=200, help="bootstrap samples of the test images")
     parser.add_argument("--json", metavar="PATH", help="also write the figures; - for standard output alone")
-    args = parser.parse_args()
-    out = sys.stderr if args.json == "-" else sys.stdout
+    return run_tool(compare, parser.parse_args())
 
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the checkpoint's figures as it is and re-estimated; returns them."""
     config = Config.fromfile(args.config)
     config.load_from, config.resume, config.log_level = None, False, "WARNING"
     with tempfile.TemporaryDirectory() as work_dir:
@@ -67,14 +69,14 @@ def main() -> None:
         state = load_tensors(args.checkpoint)["state_dict"]
         runner.model.load_state_dict(state, strict=True)
         as_is, kept, metric = measure(runner)
-        print(f"as trained: {as_is:.4f}", file=out, flush=True)
+        print(f"as trained: {as_is:.4f}", flush=True)
         generator = np.random.default_rng(0)
         resampled = []
         for _ in range(args.resamples):
             picked = generator.integers(len(kept), size=len(kept))
             resampled.append(next(iter(metric.compute_metrics([copy.copy(kept[i]) for i in picked]).values())))
         noise = statistics.stdev(resampled)
-        print(f"bootstrap standard error over the {len(kept)} test images: {noise:.4f}", file=out, flush=True)
+        print(f"bootstrap standard error over the {len(kept)} test images: {noise:.4f}", flush=True)
         loader, again = runner.build_dataloader(config.train_dataloader), []
         for seed in range(args.repeats):
             torch.manual_seed(seed)
@@ -83,16 +85,14 @@ def main() -> None:
             with torch.no_grad():
                 update_bn_stats(runner.model.train(), loader, args.samples, logger="silent")
             again.append(measure(runner)[0])
-            print(f"re-estimated: {again[-1]:.4f} ({again[-1] - as_is:+.4f})", file=out, flush=True)
+            print(f"re-estimated: {again[-1]:.4f} ({again[-1] - as_is:+.4f})", flush=True)
 
     images = min(args.samples, len(loader.dataset))
     result = {"as_trained": as_is, "re_estimated": again, "standard_error": noise, "training_images": images}
     change = statistics.mean(again) - as_is
-    print(f"mean change {change:+.4f}, {abs(change) / noise:.2f} standard errors", file=out)
-    if args.json:
-        text = json.dumps(result, indent=1)
-        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")
+    print(f"mean change {change:+.4f}, {abs(change) / noise:.2f} standard errors")
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,7 +25,7 @@ sys.path[0] = str(ROOT)  # this folder's coverage.py would pass for the package 
 import torch
 
 import mmnetaug  # noqa: F401  (registers everything)
-from mmnetaug.cli import add_runner_arguments, build_runner, config_parser, fill_data, load_config
+from mmnetaug.cli import build_runner, config_parser, fill_data, load_config, run_tool
 
 
 def cpu_ms(images: int, run: Callable[[], Any]) -> float:
@@ -53,7 +53,7 @@ def transforms(dataset: Any, images: int) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one config."""
+    """Print all figures of one config; returns them."""
     cfg = load_config(args)
     fill_data(cfg, args)
     cfg.log_level = "ERROR"
@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for data in itertools.islice(batches, count):
         step(data)
     together = time.perf_counter() - begin
-    return {
+    figures = {
         "batch": size,
         "workers": loader.num_workers,
         "threads": torch.get_num_threads(),
@@ -86,21 +86,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "both, images a second": round(size * count / together, 1),
         "transforms, CPU ms an image": transforms(dataset, 64),
     }
+    print(json.dumps(figures, indent=2))
+    return figures
 
 
-def main() -> None:
+def main() -> int:
     parser = config_parser(__doc__)
-    add_runner_arguments(parser)
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--json", metavar="PATH", help="also write the figures; - for standard output alone")
-    args = parser.parse_args()
-    result = measure(args)
-    print(json.dumps(result, indent=2))
-    if args.json and args.json != "-":
-        temporary = Path(f"{args.json}.tmp")
-        temporary.write_text(json.dumps(result, indent=2))
-        temporary.replace(args.json)
+    return run_tool(measure, parser.parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -71,10 +71,6 @@ class InMemoryCifar10(Dataset):
     def __getitem__(self, index: int) -> dict:
         return dict(inputs=self.images[index], data_samples=DataSample().set_gt_label(int(self.labels[index])))
 
-    def get_cat_ids(self, index: int) -> list[int]:
-        """Class of one image, as samplers ask for it."""
-        return [int(self.labels[index])]
-
 
 def _read_folders(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []

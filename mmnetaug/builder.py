@@ -19,6 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
+from .checkpoint import pretrained
 from .elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
 from .forward import flatten_tensors, image_channels, tensor_forward
 from .registry import MODELS
@@ -119,14 +120,9 @@ def _init_weights(model: nn.Module, init: str) -> None:
 
 def _init_as_the_authors(model: nn.Module) -> None:
     """Kaiming uniform by the fan of the *largest* network's layers, but for what a checkpoint has filled."""
-    pretrained = set()
-    for module in model.modules():
-        init_cfg = getattr(module, "init_cfg", None) or []
-        for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
-            if init["type"] == "Pretrained":
-                pretrained.update(module.modules())
+    filled = {part for module in model.modules() if any(pretrained(module)) for part in module.modules()}
     for layer in model.modules():
-        if layer not in pretrained and isinstance(layer, nn.Conv2d):
+        if layer not in filled and isinstance(layer, nn.Conv2d):
             weight = layer.stored("weight") if isinstance(layer, Elastic) else layer.weight
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 

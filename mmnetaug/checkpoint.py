@@ -4,8 +4,9 @@ A checkpoint is a pickle, and a pickle can run any command when it is loaded. Ti
 types, so torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``,
 numpy scalars). Under torch 2.6 and later the original line therefore cannot resume from its own, and the maintained
 line goes too far: it allows ``getattr``, with which a pickle reaches everything, and falls back to a full unpickle for
-*any* file. So who may run code is said here: nobody within :func:`tensors_only`, and a file the user vouches for, such
-as one in the own work directory, within :func:`trusted_load`.
+*any* file. So who may run code is said here: no file read by :func:`load_tensors`, no download within
+:func:`tensors_only`, and what the user vouches for, such as a file in the own work directory, within
+:func:`trusted_load`.
 """
 
 from __future__ import annotations
@@ -13,33 +14,30 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader, find_latest_checkpoint, load_from_local
+from mmengine.runner.checkpoint import find_latest_checkpoint
+from torch import nn
 
 # How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
 # the second only those that do not say `weights_only` themselves.
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANY_OBJECT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
-_local_loader: Callable[..., Any] = load_from_local
-"""What MMEngine loads local files with at the moment."""
-
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says which, why, and what to do."""
 
 
-def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a checkpoint of tensors and plain types; refuse anything that would need to run code.
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint of tensors and plain types onto the CPU; refuse anything that would need to run code.
 
     Args:
         path: File written by ``torch.save``.
-        map_location: As for ``torch.load``.
 
     Returns:
         What was saved: a state dict, or a dict that holds one under ``"state_dict"``.
@@ -51,7 +49,7 @@ def load_tensors(path: str | os.PathLike[str], map_location: Any = "cpu") -> dic
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (  # the unpickler takes any bytes for instructions
         *(pickle.UnpicklingError, RuntimeError, EOFError, struct.error),
         *(KeyError, IndexError, ValueError, TypeError, AttributeError),
@@ -80,6 +78,14 @@ def find_last_checkpoint(work_dir: Path) -> str | None:
     return str(found[0]) if found else None
 
 
+def pretrained(module: nn.Module) -> Iterator[Mapping[str, Any]]:
+    """What a module's ``init_cfg`` says about checkpoints that it starts from."""
+    init_cfg = getattr(module, "init_cfg", None) or []
+    for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
+        if init.get("type") == "Pretrained" and init.get("checkpoint"):
+            yield init
+
+
 def _is_torch_file(path: Path) -> bool:
     """Whether ``path`` starts as ``torch.save`` writes: a zip archive, or before torch 1.6 a pickle of protocol 2."""
     with path.open("rb") as file:
@@ -88,18 +94,9 @@ def _is_torch_file(path: Path) -> bool:
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Within this context MMEngine loads local checkpoints by :func:`load_tensors`, errors included.
-
-    That covers ``load_from``, ``resume``, ``init_cfg`` and teachers alike. Files from elsewhere (``https://``,
-    ``s3://``) are never unpickled in full either, whatever the caller of ``torch.load`` asks for.
-    """
-    with _loading_by(load_from_tensors, _ONLY_TENSORS, overrules=_ANY_OBJECT):
+    """Within this context nothing is unpickled in full, whatever the caller of ``torch.load`` asks for."""
+    with _switched(_ONLY_TENSORS, overrules=_ANY_OBJECT):
         yield
-
-
-def load_from_tensors(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """:func:`load_tensors` under a name that MMEngine's log can make "Loads checkpoint by tensors backend" of."""
-    return load_tensors(filename, map_location)
 
 
 @contextmanager
@@ -109,24 +106,19 @@ def trusted_load() -> Iterator[None]:
     For files that the user vouches for and for nothing else: loading one can run any command. Also a decorator, which
     keeps it to one call: ``runner.resume = trusted_load()(runner.resume)``.
     """
-    with _loading_by(load_from_local, _ANY_OBJECT, overrules=_ONLY_TENSORS):
+    with _switched(_ANY_OBJECT, overrules=_ONLY_TENSORS):
         yield
 
 
 @contextmanager
-def _loading_by(loader: Callable[..., Any], switch: str, overrules: str) -> Iterator[None]:
-    """Give MMEngine a loader of local files, set one environment variable and unset another; at the end undo it all."""
-    global _local_loader
+def _switched(switch: str, overrules: str) -> Iterator[None]:
+    """Set one environment variable and unset another; at the end undo it."""
     before = {name: os.environ.get(name) for name in (switch, overrules)}
-    outer, _local_loader = _local_loader, loader
     try:
-        CheckpointLoader.register_scheme("", loader, force=True)
         os.environ[switch] = "1"
         os.environ.pop(overrules, None)
         yield
     finally:
-        _local_loader = outer
-        CheckpointLoader.register_scheme("", outer, force=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -119,6 +119,20 @@ def fill_data(cfg: Config, args: argparse.Namespace) -> None:
         raise UserError(str(error)) from error
 
 
+def load_test_config(args: argparse.Namespace, path: str) -> Config:
+    """One of several configs to measure, with the data that the arguments of all point it at.
+
+    Raises:
+        UserError: It cannot be used, or tests on no data.
+        DataError: The data are not there.
+    """
+    cfg = load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
+    fill_data(cfg, args)
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{path} has no test_dataloader")
+    return cfg
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build MMEngine's Runner, and with it the model.
 

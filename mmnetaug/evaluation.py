@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
+from mmnetaug.analysis.cost import SIZE_ARGUMENTS
 from mmnetaug.cli import UserError, build_runner
 from mmnetaug.datasets.wrappers import first_pipeline, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, image_channels, is_detector, untraced_readers
-from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint, type_name
+from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint
+from mmnetaug.registry import type_name
 from mmnetaug.terminal import Progress
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -226,8 +227,8 @@ def evaluate(
     cfg: Config,
     state: dict[str, Tensor],
     work_dir: str,
+    size: tuple[int, int],
     run: RawOutputs | None = None,
-    size: tuple[int, int] | None = None,
 ) -> tuple[str, float]:
     """Measure a tiny network on the test data of its config, one fixed input size for all images.
 
@@ -235,8 +236,8 @@ def evaluate(
         cfg: Plain config; see :func:`load_tiny`.
         state: Its weights.
         work_dir: For MMEngine's log.
+        size: ``(H, W)`` that images are padded to.
         run: What computes the raw outputs in place of the PyTorch model.
-        size: ``(H, W)`` that images are padded to; that of the test pipeline if not given.
 
     Returns:
         ``("AP50", value)`` or ``("top-1", value)``, a fraction.
@@ -250,7 +251,6 @@ def evaluate(
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
     model.load_state_dict(state, strict=True)
-    size = size or find_input_shape(cfg, model)[2:]
     fix_input(model, size)
     if run is not None:
         replace_network(model, run, size)

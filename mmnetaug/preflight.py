@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_shape
-from mmnetaug.checkpoint import load_tensors, tensors_only, trusted_load
+from mmnetaug.checkpoint import load_tensors, pretrained, tensors_only, trusted_load
 from mmnetaug.cli import UserError, reported_as_user_error
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from mmnetaug.models import DistilledClassifier
+from mmnetaug.registry import type_name
 from mmnetaug.terminal import few
 
 
@@ -277,7 +278,7 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
     teachers = [module.teacher for module in model.modules() if isinstance(module, DistilledClassifier)]
     for module in [*model.modules(), *teachers]:
         is_teacher = module in teachers
-        for init in _pretrained(module):
+        for init in pretrained(module):
             path, prefix = init["checkpoint"], init.get("prefix") or ""
             part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
             prefix = f"{prefix.rstrip('.')}." if prefix else ""
@@ -293,13 +294,6 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
 def is_local(path: str) -> bool:
     """Whether a checkpoint is a file here rather than a URL or a name such as ``torchvision://resnet50``."""
     return re.match(r"[\w-]+:(s3:)?//", path) is None
-
-
-def _pretrained(module: nn.Module) -> Iterator[Mapping[str, Any]]:
-    init_cfg = getattr(module, "init_cfg", None) or []
-    for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
-        if init.get("type") == "Pretrained" and init.get("checkpoint"):
-            yield init
 
 
 def _weights(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
@@ -318,12 +312,6 @@ def _at_least(given: Tensor, own: Tensor) -> bool:
 
 
 # --- what trains it ---------------------------------------------------------------------------------------------------
-
-
-def type_name(config: Mapping[str, Any]) -> str:
-    """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
-    kind = config.get("type", "")
-    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
 def check_training(cfg: Config, model: nn.Module) -> None:

@@ -1,5 +1,8 @@
 """The registries of mmnetaug: children of MMEngine's, so that configs say ``mmnetaug.NetAug`` from any scope."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine import registry as root
 
 MODELS = root.Registry("model", parent=root.MODELS, scope="mmnetaug", locations=["mmnetaug"])
@@ -7,3 +10,9 @@ DATASETS = root.Registry("dataset", parent=root.DATASETS, scope="mmnetaug", loca
 TRANSFORMS = root.Registry("transform", parent=root.TRANSFORMS, scope="mmnetaug", locations=["mmnetaug"])
 HOOKS = root.Registry("hook", parent=root.HOOKS, scope="mmnetaug", locations=["mmnetaug"])
 OPTIM_WRAPPERS = root.Registry("optim_wrapper", parent=root.OPTIM_WRAPPERS, scope="mmnetaug", locations=["mmnetaug"])
+
+
+def type_name(config: Mapping[str, Any]) -> str:
+    """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
+    kind = config.get("type", "")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__

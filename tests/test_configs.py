@@ -112,7 +112,7 @@ def test_recipe_is_the_papers(name):
 )
 def test_configured_detector_costs_what_the_paper_states(name, macs):
     model = build(name)
-    assert count_cost(model, (1, 3, 416, 416)).macs / 1e6 == pytest.approx(macs, rel=0.01)
+    assert count_cost(model, (1, 3, 416, 416)).macs / 1e6 == pytest.approx(macs, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["yolov3_mbv2_w035_voc", "yolov3_mbv3_w035_netaug_digits"])

@@ -236,7 +236,7 @@ def test_input_shape(pipeline, model, expected):
 
 @pytest.mark.parametrize("cfg", [{}, dict(val_dataloader=dict(dataset=dict(pipeline=[dict(type="PackInputs")])))])
 def test_input_shape_unknown(cfg):
-    with pytest.raises(ValueError, match="--input-shape"):
+    with pytest.raises(ValueError, match="input size is not in this config"):
         find_input_shape(Config(cfg), nn.Identity())
 
 

@@ -44,6 +44,13 @@ def test_wrapped_training_images_and_no_validation(tmp_path):
     [part] = hook._loader.dataset.datasets
     assert len(part) == 6
     assert repr(part.pipeline) == repr(measured.pipeline)
+    runner.register_hook(hook)
+    runner.register_hook(dict(type="EMAHook", priority=49))  # as mmdet's configs have it
+    order = [type(one).__name__ for one in runner.hooks]
+    assert order.index("TrainAccuracyHook") < order.index("EMAHook") < order.index("LoggerHook")
+    cfg.val_evaluator = [dict(type="CocoMetric", ann_file="val.json")]
+    with pytest.raises(ValueError, match="boxes of the validation images"):
+        hook.before_train(runner)
     runner.cfg.val_dataloader = None
     TrainAccuracyHook().before_train(runner)
 

@@ -440,6 +440,9 @@ def test_pictures_side_by_side(place, tmp_path, capsys):
     assert width == 2 * (compare.CELL + 4) and height == 2 * (240 + 24 + 4)
     assert run(compare, *args[:-3], 9, *args[-2:]) == 1
     assert "--images go from 0 to 3" in capsys.readouterr().err
+    args = ["--model", "tiny", REPO / "configs/yolov3_mbv3_w035_voc.py", place / "tiny.pth", *args[4:]]
+    assert run(compare, *args) == 1
+    assert "Pascal VOC 2007 and 2012 come from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (9, 3, 2), (8, 5, 2), (10, 7, 3), (7, 3, 1)])
@@ -462,6 +465,13 @@ def test_same_padding_changes_no_parameter_and_spares_the_padded_copies():
     assert sum(isinstance(module, SameConv2d) for module in padded.modules()) == 4
     sizes = [peak_memory(record(model, (1, 3, 64, 64))) for model in (plain, padded)]
     assert sizes[1].bytes < sizes[0].bytes and sizes[0].kind == "pad" and sizes[1].kind != "pad"
+
+
+def test_same_padding_loads_by_mmdets_own_function(place):
+    cfg = Config.fromfile(place / "plain.py")
+    cfg.model = dict(type="mmnetaug.SamePadding", model=cfg.model)
+    model = init_detector(cfg, None, palette="voc", device="cpu", cfg_options={})
+    assert any(isinstance(module, SameConv2d) for module in model.modules())
 
 
 def test_same_padding_inside_netaug():

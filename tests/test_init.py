@@ -28,18 +28,6 @@ def elastic(model=MODEL, **kwargs):
     return build(dict(type="mmnetaug.NetAug", model=model, width=[1, 2], input_size=32, **kwargs))
 
 
-def test_preserving_starts_as_the_plain_network():
-    torch.manual_seed(0)
-    plain = build(MODEL)
-    plain.init_weights()
-    model = elastic(init="preserving")
-    torch.manual_seed(0)
-    build(MODEL)  # draws what building draws
-    model.init_weights()
-    for name, value in base_state_dict(model).items():
-        assert torch.equal(value, plain.state_dict()[name]), name
-
-
 def test_the_authors_is_kaiming_uniform_over_the_largest_network():
     torch.manual_seed(0)
     model = elastic(init="authors")

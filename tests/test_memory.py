@@ -9,7 +9,15 @@ from test_cost import MODELS_UNDER_TEST, build
 from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import count_cost
-from mmnetaug.analysis.memory import layer_table, measure_footprint, parse_bytes, peak_memory
+from mmnetaug.analysis.memory import (
+    SRAM_PER_CHANNEL,
+    SRAM_PER_OPERATOR,
+    deployed,
+    layer_table,
+    measure_footprint,
+    parse_bytes,
+    peak_memory,
+)
 from mmnetaug.analysis.operators import record
 
 SHAPE = (1, 3, IMAGE, IMAGE)
@@ -89,6 +97,33 @@ def test_peaks_by_hand(model, peak):
 
 def test_an_odd_input_needs_no_padded_copy():
     assert peak_memory(record(conv(4, 8, 3, stride=2), (1, 4, 9, 9))).bytes == 4 * 81 + 8 * 25
+
+
+def test_a_transposed_convolution_reads_no_padded_copy():
+    upsampling = nn.ConvTranspose2d(4, 4, 4, 2, 1)
+    assert peak_memory(record(upsampling, (1, 4, 13, 13))).bytes == 4 * 13**2 + 4 * 26**2
+
+
+class SharedConvolution(nn.Module):
+    """One convolution for two levels, with a norm each, as RTMDet's head has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+
+    def forward(self, x):
+        return [norm(self.conv(level)) for norm, level in zip(self.norms, (x, x[..., ::2, ::2]), strict=True)]
+
+
+def test_a_convolution_with_several_norms_is_stored_once_for_each():
+    model = SharedConvolution()
+    [layer] = layer_table(model, record(model, (1, 4, 8, 8)))
+    assert (layer.runs, layer.params) == (2, 4 * 8 * 9 + 32)
+    assert layer.flash == 2 * (4 * 8 * 9 + 8 * (4 + 12 + 12))
+    steps = len(deployed(record(model, (1, 4, 8, 8)))[0])
+    expected = SRAM_PER_CHANNEL * 2 * 8 + SRAM_PER_OPERATOR * steps
+    assert measure_footprint(model, (1, 4, 8, 8)).bookkeeping == expected
 
 
 def test_the_peak_names_its_layer():

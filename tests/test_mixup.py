@@ -35,7 +35,10 @@ def test_images_are_blended_and_all_boxes_kept(monkeypatch):
     assert mixed["gt_bboxes"].tensor.tolist() == [[0, 0, 5, 5], [1, 1, 9, 9], [2, 2, 10, 10]]
     assert mixed["gt_bboxes_labels"].tolist() == [0, 1, 0]
     assert mixed["gt_weights"].tolist() == [0.25, 0.25, 0.75]
-    packed = TRANSFORMS.build(dict(type="mmnetaug.PackMixedDetInputs", meta_keys=())).transform(mixed)
+    packing = TRANSFORMS.build(dict(type="mmnetaug.PackMixedDetInputs", meta_keys=()))
+    with pytest.raises(ValueError, match="in front of DetectionMixUp"):
+        packing.transform({**mixed, "gt_bboxes": mixed["gt_bboxes"][1:]})
+    packed = packing.transform(mixed)
     instances = packed["data_samples"].gt_instances
     assert instances.weights.tolist() == [0.25, 0.75]  # the second box is to be ignored
     assert instances.labels.tolist() == [0, 0]

@@ -47,6 +47,7 @@ def build(name):
     with torch.no_grad():
         for _ in range(20):
             plain(torch.randn(8, 3, SIZE, SIZE))
+    adapted.init_weights()  # as MMEngine's Runner does before it loads
     unused = adapted.load_state_dict(plain.state_dict(), strict=False)
     assert not unused.unexpected_keys and all("lite_residual" in key for key in unused.missing_keys)
     return plain, adapted

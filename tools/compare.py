@@ -14,7 +14,8 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, run_tool
+from mmnetaug.cli import UserError, load_test_config, replaced_when_done, run_tool
+from mmnetaug.datasets import check_data
 from mmnetaug.evaluation import build_tiny, load_tiny
 
 CELL = 320  # pixels
@@ -49,8 +50,8 @@ def compare(args: argparse.Namespace) -> None:
     columns: list[list[np.ndarray]] = []
     paths: list[str] = []
     for label, config, checkpoint in args.model:
-        cfg = load_config(argparse.Namespace(config=config, cfg_options=args.cfg_options))
-        fill_data(cfg, args)
+        cfg = load_test_config(args, config)
+        check_data(cfg, ("test",))
         data = test_data(cfg, args.images)
         names = data.metainfo.get("classes") or ()
         plain, state = load_tiny(cfg, checkpoint, args.trust_checkpoint, names)

@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.analysis.cost import count_cost, count_params
+from mmnetaug.analysis.cost import count_cost
 from mmnetaug.cli import replaced_when_done, run_tool
 from mmnetaug.paper import NETWORKS, ROWS, Row
 from mmnetaug.preflight import build_model
@@ -78,7 +78,7 @@ def count_networks() -> list[dict[str, Any]]:
     for name, network in NETWORKS.items():
         model = build_model(Config.fromfile(REPO / f"configs/classification/imagenet/{name}_in1k.py"))
         cost = count_cost(model, (1, 3, network.size, network.size))
-        figures.append(dict(network=name, input=network.size, params=count_params(model), macs=cost.macs))
+        figures.append(dict(network=name, input=network.size, params=cost.params, macs=cost.macs))
     return figures
 
 

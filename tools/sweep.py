@@ -25,7 +25,7 @@ from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.checkpoint import find_last_checkpoint
-from mmnetaug.cli import UserError, fill_data, load_config, replaced_when_done, reported_as_user_error, run_tool
+from mmnetaug.cli import UserError, load_test_config, replaced_when_done, reported_as_user_error, run_tool
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.evaluation import build_tiny, evaluate, load_tiny, set_input_size
@@ -67,7 +67,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     if len(set(labels)) < len(labels):
         raise UserError(f"every network needs a label of its own: {', '.join(labels)}")
     sizes = sorted(set(args.sizes))
-    configs = [read_config(args, model[1]) for model in args.model]
+    configs = [load_test_config(args, model[1]) for model in args.model]
     for cfg in configs:  # before hours are spent
         for size in sizes:
             set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
@@ -148,15 +148,6 @@ class Store:
             temporary.write_text(json.dumps(self.points, indent=2))
 
 
-def read_config(args: argparse.Namespace, path: str) -> Config:
-    """A config with the data that the arguments point it at."""
-    cfg = load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{path} has no test_dataloader")
-    return cfg
-
-
 def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> str:
     """What a point depends on: weights, size, how the config tests, and what was found in the data."""
     means = cfg.get("data_preprocessor")
@@ -173,7 +164,7 @@ def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> 
     with reported_as_user_error(f"{type(model).__name__} cannot be measured at {size}"):
         cost = count_cost(model, shape)
         peak = peak_memory(record(model, shape)).bytes
-    metric, accuracy = evaluate(cfg, state, str(log_dir), size=(size, size))
+    metric, accuracy = evaluate(cfg, state, str(log_dir), (size, size))
     return metric, Point(size, accuracy, cost.macs, cost.params, peak, latency(model, shape))
 
 

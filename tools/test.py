@@ -31,7 +31,8 @@ from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.evaluation import fix_input, replace_network, set_input_size, without_netaug
-from mmnetaug.preflight import check_classes, check_weights, read_checkpoint, type_name
+from mmnetaug.preflight import check_classes, check_weights, read_checkpoint
+from mmnetaug.registry import type_name
 
 # what each visualisation hook calls its switch and its folder
 DRAW_ARGUMENTS = {

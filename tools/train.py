@@ -36,8 +36,8 @@ from mmnetaug.preflight import (
     check_weights,
     inspect_network,
     read_checkpoint,
-    type_name,
 )
+from mmnetaug.registry import type_name
 
 AMP_TWINS = {"OptimWrapper": "AmpOptimWrapper", "NetAugOptimWrapper": "mmnetaug.NetAugAmpOptimWrapper"}
 

@@ -37,9 +37,8 @@ model = dict(
         # The paper names no loss. These are GluonCV's, the code base that its recipe points to: cross-entropy for
         # class, objectness and centre, L1 for the logarithm of the size, summed over an image, averaged over images
         # (the head does that). mmdet's own YOLOv3 takes squared errors for the size, which a single box of unusual
-        # shape dominates, and sums over the images of a GPU, which needs gradient clipping at lr 0.003. Clipping is
-        # better avoided with NetAug: one norm over all weights lets the augmented gradients shrink the tiny
-        # network's step. Coordinates weigh 2 (mmdet); GluonCV's weight falls from 2 to 1 as boxes grow.
+        # shape dominates, and sums over the images of a GPU, which needs gradient clipping at lr 0.003. Coordinates
+        # weigh 2 (mmdet); GluonCV's weight falls from 2 to 1 as boxes grow.
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum"),
         loss_conf=dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum"),
         loss_xy=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=2.0, reduction="sum"),

@@ -14,6 +14,7 @@ from torch import nn
 from mmnetaug.datasets.wrappers import first_pipeline
 from mmnetaug.elastic import base_state_dict, find_spaces
 from mmnetaug.forward import image_channels, untraced_readers
+from mmnetaug.registry import type_name
 
 from .operators import record
 
@@ -106,13 +107,12 @@ def _pipeline_size(cfg: Config) -> tuple[int, int]:
     size = None
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
     for transform in first_pipeline(loader.get("dataset") or {}) or []:
-        kind = transform["type"] if isinstance(transform["type"], str) else transform["type"].__name__
-        value = transform.get(SIZE_ARGUMENTS.get(kind.split(".")[-1], ""))
+        value = transform.get(SIZE_ARGUMENTS.get(type_name(transform), ""))
         if value is not None:
             size = (value, value) if isinstance(value, int) else tuple(value)
     if size is None:
         raise ValueError(
-            "the input size is not in this config (no transform of its test pipeline sets one); give it with "
-            "--input-shape H W"
+            "the input size is not in this config: no transform of its test pipeline sets one (tools/describe.py "
+            "--input-shape H W counts at any)"
         )
     return size[1], size[0]

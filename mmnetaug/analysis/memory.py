@@ -162,7 +162,7 @@ def measure_footprint(model: nn.Module, input_shape: tuple[int, int, int, int]) 
     recording = record(model, input_shape)
     layers = layer_table(model, recording)
     steps = len(deployed(recording)[0])
-    channels = sum(layer.channels for layer in layers)
+    channels = sum(layer.channels * layer.runs for layer in layers)  # an operator, and its scales, for every run
     return Footprint(
         peak=peak_memory(recording),
         bookkeeping=SRAM_PER_CHANNEL * channels + SRAM_PER_OPERATOR * steps,
@@ -217,6 +217,7 @@ def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
         norms = [tensor for norm in sorted(folded.get(name, ())) for tensor in own.get(norm, [])]
         channels = operators[-1].shapes[0][1] if weights else 0
         matrices = sum(prod(sizes[tensor]) for tensor in weights if len(sizes[tensor]) > 1)
+        copies = max(len(folded.get(name, ())), 1)  # a shared convolution with a norm per level is folded into several
         layers.append(
             Layer(
                 name=name,
@@ -226,7 +227,7 @@ def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
                 macs=sum(operator.macs for operator in operators),
                 params=sum(prod(sizes[tensor]) for tensor in weights + norms),
                 channels=channels,
-                flash=matrices + FLASH_PER_CHANNEL * channels,
+                flash=copies * (matrices + FLASH_PER_CHANNEL * channels),
             )
         )
         counted.update(weights + norms)

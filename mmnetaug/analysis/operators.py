@@ -159,7 +159,7 @@ class _Recorder(TorchDispatchMode):
                 shapes=tuple(tuple(leaf.shape) for leaf in results),
                 macs=macs,
                 padded=_padded_input(kind, args),
-                takes_padding=kind == "convolution" and self._takes_padding(*args[:2], *args[3:6]),
+                takes_padding=kind == "convolution" and not args[6] and self._takes_padding(*args[:2], *args[3:6]),
             )
         )
         return out
@@ -184,7 +184,7 @@ def _same(size: int, kernel: int, stride: int, step: int) -> list[int]:
 
 
 def _padded_input(kind: str, args: tuple) -> tuple[int, ...] | None:
-    if kind == "convolution":
+    if kind == "convolution" and not args[6]:  # transposed ones crop their output
         return _padded(args[0], args[1].shape[2:], *args[3:6])
     if kind == "max_pool2d_with_indices" and len(args) > 3 and not any(args[5:6]):  # without ceil_mode
         kernel, strides, padding = ([*sides] * (2 // (len(sides) or 1)) for sides in args[1:4])

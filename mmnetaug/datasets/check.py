@@ -22,6 +22,7 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mmnetaug.registry import type_name
 from mmnetaug.terminal import Progress, few
 
 from .classification import few_images, find_faults
@@ -278,7 +279,7 @@ def _drops_empty_boxes(dataset: XMLDataset, steps: Sequence) -> bool:
 
 
 def _has_step(steps: Sequence, name: str) -> bool:
-    return any(str(step.get("type")).endswith(name) for step in steps)
+    return any(type_name(step) == name for step in steps)
 
 
 def _inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> dict[str, tuple | None]:

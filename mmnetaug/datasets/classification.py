@@ -99,7 +99,7 @@ def find_faults(kind: str, dataset: Mapping[str, Any]) -> tuple[list[str], str]:
     Returns:
         What is wrong, and where the data set comes from; nothing and "" for sets that are not known here.
     """
-    layout, split = LAYOUTS.get(kind), _split(dataset)
+    layout, split = LAYOUTS.get(kind), _split(kind, dataset)
     if layout is None or split not in layout.files or dataset.get("ann_file"):
         return [], ""
     root = Path(dataset.get("data_root", ""))
@@ -116,14 +116,13 @@ def find_faults(kind: str, dataset: Mapping[str, Any]) -> tuple[list[str], str]:
 def few_images(kind: str, dataset: Mapping[str, Any], images: int) -> str | None:
     """What to say where a data set has fewer images than were published, else None."""
     layout = LAYOUTS.get(kind)
-    published = layout.images.get(_split(dataset), 0) if layout else 0
+    published = layout.images.get(_split(kind, dataset), 0) if layout else 0
     return f"{images} images, of {published} that were published" if images < published else None
 
 
-def _split(dataset: Mapping[str, Any]) -> str:
+def _split(kind: str, dataset: Mapping[str, Any]) -> str:
     defaults = {"Flowers102": "trainval", "OxfordIIITPet": "trainval"}  # as mmpretrain has them
     prefix = dataset.get("data_prefix")
-    kind = str(dataset.get("type")).rpartition(".")[2]
     return dataset.get("split") or (prefix if isinstance(prefix, str) else None) or defaults.get(kind, "train")
 
 

@@ -59,3 +59,13 @@ class PackMixedDetInputs(PackDetInputs):
     """mmdet's ``PackDetInputs`` that also packs the weights of the boxes, as ``gt_instances.weights``."""
 
     mapping_table = {**PackDetInputs.mapping_table, "gt_weights": "weights"}  # noqa: RUF012 (as mmdet declares it)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pack the results of a pipeline.
+
+        Raises:
+            ValueError: A transform behind the mixup has left boxes out, but not their weights.
+        """
+        if len(results.get("gt_weights", results["gt_bboxes"])) != len(results["gt_bboxes"]):
+            raise ValueError("put transforms that leave boxes out in front of DetectionMixUp, not behind it")
+        return super().transform(results)

@@ -135,7 +135,7 @@ def _run(python: str, *arguments: object) -> str:
     command = [python, str(WORKER), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, env=_environment(), check=False)
     if done.returncode:
-        raise UserError(f"LiteRT could not {arguments[0]}: {_last_line(done.stderr)}")
+        raise UserError(f"{arguments[0]} failed in LiteRT's environment: {_last_line(done.stderr)}")
     return done.stdout.decode()
 
 

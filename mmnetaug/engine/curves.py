@@ -29,15 +29,27 @@ class TrainAccuracyHook(Hook):
         images: How many training images, the same ones every time; all of them if there are fewer.
     """
 
+    priority = "VERY_HIGH"  # before an EMAHook of any priority takes the averaged weights away
+
     def __init__(self, images: int = 10000) -> None:
         self.images = images
         self._loader: Any = None
         self._evaluator: Evaluator | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Builds the loader and the evaluator."""
+        """Builds the loader and the evaluator.
+
+        Raises:
+            ValueError: The evaluator reads the validation images' annotations from a file of its own.
+        """
         if not runner.cfg.get("val_dataloader"):
             return
+        evaluators = runner.cfg.val_evaluator
+        if any(one.get("ann_file") for one in (evaluators if isinstance(evaluators, list | tuple) else [evaluators])):
+            raise ValueError(
+                "TrainAccuracyHook cannot measure training images by an evaluator with an ann_file (CocoMetric), which "
+                "holds the boxes of the validation images: leave the hook out"
+            )
         validation = copy.deepcopy(runner.cfg.val_dataloader)
         config = with_pipeline(runner.cfg.train_dataloader.dataset, first_pipeline(validation.dataset))
         dataset = DATASETS.build(copy.deepcopy(config))

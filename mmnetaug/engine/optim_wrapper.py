@@ -27,8 +27,6 @@ from ..elastic import Elastic, ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
 from .lean import make_lean
 
-STEP_SETTINGS = ("alpha", "seed", "clip_together", "interval", "share")
-
 
 class _NetAugStep:
     """What both wrappers share; stands before MMEngine's wrapper in the method resolution order.
@@ -58,12 +56,7 @@ class _NetAugStep:
         share: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self._configure(alpha, seed, clip_together, interval, share)
         super().__init__(*args, **kwargs)
-
-    def _configure(
-        self, alpha: float = 1.0, seed: int = 0, clip_together: bool = False, interval: int = 1, share: float = 1.0
-    ) -> None:
         if interval < 1:
             raise ValueError(f"interval is a number of steps, 1 or more, got {interval}")
         if not 0 < share <= 1:
@@ -241,22 +234,27 @@ class NetAugOptimWrapper(_NetAugStep, OptimWrapper):
     __doc__ = f"MMEngine's ``OptimWrapper`` with NetAug's augmented pass.\n\n    {_NetAugStep.__doc__}"
 
 
-@OPTIM_WRAPPERS.register_module()
-class NetAugAmpOptimWrapper(_NetAugStep, AmpOptimWrapper):
-    """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
+class _AmpAnywhere(AmpOptimWrapper):
+    """``AmpOptimWrapper``, which refuses to be built without an accelerator, and bfloat16 on a CPU.
+
+    bfloat16 needs no loss scaling.
+    """
 
     def __init__(self, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             super().__init__(*args, dtype=dtype, **kwargs)
             return
-        # AmpOptimWrapper refuses to be built without an accelerator. A CPU has bfloat16, which needs no loss scaling.
         if dtype not in (None, "bfloat16", torch.bfloat16):
             raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
         kwargs.pop("loss_scale", None)
-        self._configure(**{key: kwargs.pop(key) for key in STEP_SETTINGS if key in kwargs})
         OptimWrapper.__init__(self, *args, **kwargs)
         self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
         self.cast_dtype = torch.bfloat16
+
+
+@OPTIM_WRAPPERS.register_module()
+class NetAugAmpOptimWrapper(_NetAugStep, _AmpAnywhere):
+    """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
 
 
 def _kept(value: Any) -> Any:

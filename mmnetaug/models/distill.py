@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmnetaug.checkpoint import pretrained
 from mmnetaug.registry import MODELS
 
 
@@ -76,8 +77,7 @@ class DistilledClassifier(ImageClassifier):
             ValueError: The teacher has no weights to load.
         """
         super().init_weights()
-        given = (getattr(self.teacher, "init_cfg", None), getattr(self.teacher.backbone, "init_cfg", None))
-        if not any(isinstance(init, Mapping) and init.get("type") == "Pretrained" for init in given):
+        if not any(any(pretrained(module)) for module in (self.teacher, self.teacher.backbone)):
             raise ValueError("the teacher knows nothing: set teacher_checkpoint to its weights")
         with torch.random.fork_rng(devices=[]):  # which also draws what the checkpoint then replaces
             self.teacher.init_weights()

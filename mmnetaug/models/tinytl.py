@@ -6,6 +6,7 @@ the classifier and small *lite residual* modules learn; those read maps of half 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -68,7 +69,16 @@ def TinyTL(
         elif isinstance(module, nn.ReLU | nn.ReLU6):
             module.__class__ = _MASKED[type(module)]
     _add_lite_residuals(backbone, input_size, groups)
+    backbone.init_weights = functools.partial(_init_weights, backbone)
     return classifier
+
+
+def _init_weights(backbone: nn.Module) -> None:
+    """The backbone's own initialisation, which knows lite residuals as layers among others, and then theirs."""
+    type(backbone).init_weights(backbone)
+    for module in backbone.modules():
+        if isinstance(module, LiteResidual):
+            module.init_weights()
 
 
 class LiteResidual(nn.Module):
@@ -97,10 +107,10 @@ class LiteResidual(nn.Module):
             in_channels, in_channels, kernel, stride, padding=kernel // 2, groups=groups, norm_cfg=norm
         )
         self.project = ConvModule(in_channels, out_channels, 1, norm_cfg=norm, act_cfg=None)
-        nn.init.zeros_(self.project.norm.weight)
+        self.init_weights()
 
     def init_weights(self) -> None:
-        """Leave the convolutions as built, and the last norm at zero (a parent's initialiser would set it to 1)."""
+        """Start as zero: the last norm has no scale, whatever a parent's initialiser has set it to."""
         nn.init.zeros_(self.project.norm.weight)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
