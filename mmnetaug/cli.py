@@ -176,13 +176,14 @@ def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
     """
-    target = getattr(args, "json", None) if is_main_process() else None
+    target = getattr(args, "json", None)
     try:
         if target == "-":
             with contextlib.redirect_stdout(sys.stderr):
                 figures = tool(args)
-            sys.stdout.write(_as_json(figures))
-        elif target:
+            if is_main_process():
+                sys.stdout.write(_as_json(figures))
+        elif target and is_main_process():
             with replaced_when_done(target) as temporary:  # around it all: what cannot be written is told at once
                 temporary.write_text(_as_json(tool(args)))
         else:
