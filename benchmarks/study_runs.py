@@ -259,4 +259,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         *("micro, 100 epochs, twice the learning rate", "micro", _DOUBLED),
         **dict(epochs=100, baseline="micro, 100 epochs, NetAug", plotted=True),
     ),
+    _micro("micro, 200 epochs", "micro", epochs=200, baseline="micro, 100 epochs, NetAug"),
 )
