@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmnetaug.analysis.cost import SIZE_ARGUMENTS
-from mmnetaug.cli import UserError, build_runner
+from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
+from mmnetaug.cli import UserError, build_runner, reported_as_user_error
 from mmnetaug.datasets.wrappers import first_pipeline, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, image_channels, is_detector, untraced_readers
 from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint
-from mmnetaug.registry import type_name
+from mmnetaug.registry import as_list, type_name
 from mmnetaug.terminal import Progress
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -194,6 +194,21 @@ def _edges(transform: dict, key: str) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
+def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
+    """Shape ``(1, C, H, W)`` of the network's input: the test pipeline's, or where that sets no size, as for CIFAR-10,
+    the first test image's.
+
+    Raises:
+        UserError: The pipeline gives no image.
+    """
+    size = None
+    if not _transforms_with_size(cfg, "test"):
+        init_default_scope(cfg.get("default_scope") or "mmengine")
+        with reported_as_user_error("the size of the input is unknown"):
+            size = tuple(DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))[0]["inputs"].shape[-2:])
+    return find_input_shape(cfg, model, size)
+
+
 def fix_input(model: nn.Module, size: tuple[int, int]) -> None:
     """Have a model's data preprocessor pad every batch to one size, as a device with a fixed input does.
 
@@ -245,7 +260,7 @@ def evaluate(
     cfg = copy.deepcopy(cfg)
     cfg.work_dir, cfg.load_from, cfg.resume = str(work_dir), None, False
     cfg.custom_hooks, cfg.log_level, cfg.visualizer = [], "WARNING", None
-    for evaluator in cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]:
+    for evaluator in as_list(cfg.test_evaluator):
         if type_name(evaluator) == "VOCMetric":  # one threshold: its mean is AP50 in full
             evaluator["iou_thrs"] = 0.5
     runner = build_runner(cfg)

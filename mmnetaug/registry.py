@@ -12,6 +12,11 @@ HOOKS = root.Registry("hook", parent=root.HOOKS, scope="mmnetaug", locations=["m
 OPTIM_WRAPPERS = root.Registry("optim_wrapper", parent=root.OPTIM_WRAPPERS, scope="mmnetaug", locations=["mmnetaug"])
 
 
+def as_list(value: Any) -> list:
+    """What a config holds as one or several (an evaluator, say), as a list; of nothing, an empty one."""
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
+
+
 def type_name(config: Mapping[str, Any]) -> str:
     """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
     kind = config.get("type", "")

@@ -271,6 +271,16 @@ def test_classifiers_export_at_another_size(place, tmp_path):
     assert figures["ONNX fp32 top-1"] == figures["PyTorch top-1"]
 
 
+def test_classifiers_export_at_the_size_of_their_images(place, tmp_path):
+    config = (place / "classifier.py").read_text()
+    (tmp_path / "as_they_are.py").write_text(config.replace('dict(type="Resize", scale=64), ', ""))
+    args = [tmp_path / "as_they_are.py", place / "classifier.pth", "--out", tmp_path, "--to", "onnx"]
+    assert run(export, *args, "--json", tmp_path / "figures.json") == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["input_shape"] == [1, 3, 64, 64]
+    args = [tmp_path / "as_they_are.py", tmp_path / "classifier_tiny.onnx", "--work-dir", tmp_path / "work"]
+    assert run(test, *args) == 0
+
+
 def test_an_int8_network_that_lost_too_much_is_not_kept(place, tmp_path, capsys, monkeypatch):
     for writer in ("export_onnx", "quantize_onnx"):
         monkeypatch.setattr(export, writer, lambda *args: args[-1].write_bytes(b"a network"))

@@ -17,14 +17,12 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.analysis.cost import find_input_shape
 from mmnetaug.cli import (
     UserError,
     config_parser,
     fill_data,
     load_config,
     replaced_when_done,
-    reported_as_user_error,
     run_tool,
 )
 from mmnetaug.datasets import check_data
@@ -38,6 +36,7 @@ from mmnetaug.evaluation import (
     head_of,
     load_tiny,
     set_input_size,
+    shape_of_images,
 )
 from mmnetaug.preflight import read_checkpoint
 
@@ -79,8 +78,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     plain, state = load_tiny(cfg, args.checkpoint, args.trust_checkpoint, reports[0].classes)
     model = build_tiny(plain, state)
     head_of(model)  # refuses what cannot be exported
-    with reported_as_user_error("the size of the input is unknown"):
-        shape = find_input_shape(plain, model)
+    shape = shape_of_images(plain, model)
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "export"
     stem = f"{Path(args.checkpoint).stem.removesuffix('_tiny')}_tiny"
 

@@ -11,7 +11,6 @@ from typing import Any
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.analysis.cost import find_input_shape
 from mmnetaug.checkpoint import trusted_load
 from mmnetaug.cli import (
     UserError,
@@ -23,16 +22,15 @@ from mmnetaug.cli import (
     lies_in,
     load_config,
     replaced_when_done,
-    reported_as_user_error,
     run_tool,
 )
 from mmnetaug.datasets import check_data
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.optim_wrapper import unwrapped
-from mmnetaug.evaluation import fix_input, replace_network, set_input_size, without_netaug
+from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
 from mmnetaug.preflight import check_classes, check_weights, read_checkpoint
-from mmnetaug.registry import type_name
+from mmnetaug.registry import as_list, type_name
 
 # what each visualisation hook calls its switch and its folder
 DRAW_ARGUMENTS = {
@@ -83,8 +81,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         runner = build_runner(cfg)
         model = unwrapped(runner.model)
         if exported:
-            with reported_as_user_error("the size of the input is unknown"):
-                shape = find_input_shape(cfg, model)
+            shape = shape_of_images(cfg, model)
             network = stack.enter_context(open_exported(args, shape))
             fix_input(model, shape[2:])
             replace_network(model, network, shape[2:])
@@ -123,9 +120,8 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 def dump_predictions(cfg: Config, path: str) -> None:
     """Add the metric that saves predictions."""
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
     kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
+    cfg.test_evaluator = [*as_list(cfg.test_evaluator), dict(type=kind, out_file_path=path)]
 
 
 if __name__ == "__main__":

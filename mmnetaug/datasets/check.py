@@ -22,7 +22,7 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmnetaug.registry import type_name
+from mmnetaug.registry import as_list, type_name
 from mmnetaug.terminal import Progress, few
 
 from .classification import few_images, find_faults
@@ -122,7 +122,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
         seen.append(dataset)
         report = _inspect(dataset, split)
         _find_absent_classes(report, split == "train")
-        for evaluator in _as_list(cfg.get(f"{split}_evaluator")):
+        for evaluator in as_list(cfg.get(f"{split}_evaluator")):
             if evaluator.get("ann_file") and not Path(evaluator["ann_file"]).is_file():
                 report.problems.append(f"the ann_file of {split}_evaluator is absent: {evaluator['ann_file']}")
         reports.append(report)
@@ -519,7 +519,3 @@ def _decode(path: str) -> tuple[int, int]:
         image.load()
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: OpenCV turns the image when loading it
         return image.size[::-1] if turned else image.size
-
-
-def _as_list(value: dict | list | None) -> list:
-    return value if isinstance(value, list | tuple) else [value] if value else []

@@ -2,12 +2,9 @@
 
 scikit-learn ships 1797 real 8x8 scans of handwritten digits. :func:`generate` enlarges them, puts one to five of them
 at random scales, positions and contrasts on 160x160 scenes and writes those in Pascal VOC layout. The dataset class
-:class:`mmnetaug.datasets.DigitScenes` calls this at first use. Also a program::
-
-    python -m mmnetaug.datasets.digits --out data/digits
+:class:`mmnetaug.datasets.DigitScenes` calls this at first use.
 """
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -216,16 +213,3 @@ def ensure_digits(root: str | Path) -> None:
             f"{root} exists but does not hold the digit scenes of this version of mmnetaug: remove that folder (they "
             "are written again at the next start), or set another data_root."
         )
-
-
-def main() -> None:
-    """Write the scenes, or say that they are there."""
-    parser = argparse.ArgumentParser(description="Write the digit scenes in Pascal VOC layout.")
-    parser.add_argument("--out", type=Path, default=Path("data/digits"), help="folder to create (%(default)s)")
-    out = parser.parse_args().out
-    ensure_digits(out)
-    print(f"{out}: " + ", ".join(f"{count} {split} scenes" for split, count in SCENES.items()))
-
-
-if __name__ == "__main__":
-    main()

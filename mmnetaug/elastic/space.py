@@ -127,7 +127,7 @@ def tiny_storage(model: nn.Module) -> Iterator[None]:
             tensor.data = values
 
 
-def fill_new_channels(model: nn.Module, seed: int = 0, preserving: bool = True) -> None:
+def fill_new_channels(model: nn.Module, preserving: bool = True) -> None:
     """Initialises everything outside of the tiny network, by drawing from the tiny network's own values.
 
     Weights that read new channels start at zero, so that every augmented network starts as the function that the tiny
@@ -137,10 +137,9 @@ def fill_new_channels(model: nn.Module, seed: int = 0, preserving: bool = True) 
 
     Args:
         model: An elastic model; its tiny network is not changed.
-        seed: Of the values drawn.
         preserving: False to draw the weights that read new channels, too.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in model.modules():
             for name in layer.elastic_axes if isinstance(layer, Elastic) else ():

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Subset
 
 from ..datasets.wrappers import first_pipeline, with_pipeline
-from ..registry import HOOKS
+from ..registry import HOOKS, as_list
 
 
 @HOOKS.register_module()
@@ -44,8 +44,7 @@ class TrainAccuracyHook(Hook):
         """
         if not runner.cfg.get("val_dataloader"):
             return
-        evaluators = runner.cfg.val_evaluator
-        if any(one.get("ann_file") for one in (evaluators if isinstance(evaluators, list | tuple) else [evaluators])):
+        if any(evaluator.get("ann_file") for evaluator in as_list(runner.cfg.val_evaluator)):
             raise ValueError(
                 "TrainAccuracyHook cannot measure training images by an evaluator with an ann_file (CocoMetric), which "
                 "holds the boxes of the validation images: leave the hook out"
