@@ -41,6 +41,9 @@ HEADLINES = {
 OF_THE_TEACHER = ("teacher", "teacher_checkpoint", "temperature", "weight")
 """Arguments of ``DistilledClassifier`` that an ``ImageClassifier`` has none of."""
 
+OF_THE_PASS = ("alpha", "seed", "clip_together", "interval", "share")
+"""Arguments of ``NetAugOptimWrapper`` that an ``OptimWrapper`` has none of."""
+
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +67,7 @@ def load_tiny(
     """
     plain = copy.deepcopy(cfg)
     plain.model = without_netaug(plain.model)
+    _train_plainly(plain)
     weights = read_checkpoint(checkpoint, trusted)
     model = build_model(cfg)
     check_weights(model, weights, checkpoint, complete=True)
@@ -89,6 +93,19 @@ def without_netaug(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return type(config)(without_netaug(value) for value in config)
     return config
+
+
+def _train_plainly(cfg: Config) -> None:
+    """Take out of a config what training with NetAug has besides the model, so that it goes on without."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    if type_name(wrapper) in ("NetAugOptimWrapper", "NetAugAmpOptimWrapper"):
+        cfg.optim_wrapper = {key: value for key, value in wrapper.items() if key not in OF_THE_PASS}
+        cfg.optim_wrapper.type = type_name(wrapper).removeprefix("NetAug")
+    elastic = ("NetAugScheduleHook", "ChannelSortHook")
+    for name in [name for name, hook in (cfg.get("default_hooks") or {}).items() if type_name(hook or {}) in elastic]:
+        del cfg.default_hooks[name]
+    if cfg.get("custom_hooks"):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if type_name(hook) not in elastic]
 
 
 def build_tiny(cfg: Config, state: dict[str, Tensor]) -> nn.Module:

@@ -43,7 +43,7 @@ from mmnetaug.evaluation import (
 from mmnetaug.models import SameConv2d
 from mmnetaug.preflight import build_model
 
-sweep, export, test, compare = (load_tool(name) for name in ("sweep", "export", "test", "compare"))
+sweep, export, test, compare, train = (load_tool(name) for name in ("sweep", "export", "test", "compare", "train"))
 
 
 @pytest.fixture(scope="session")
@@ -209,6 +209,25 @@ def test_the_stock_checkpoint_is_the_tiny_network(place, exported):
     model = init_detector(str(place / "out/large_tiny.py"), str(place / "out/large_tiny.pth"), device="cpu")
     assert list(model.dataset_meta["classes"]) == list(CLASSES)
     assert 0 < len(inference_detector(model, np.zeros((64, 64, 3), np.uint8)).pred_instances) <= 20
+
+
+def test_training_goes_on_from_an_export(place, tmp_path):
+    (tmp_path / "hooks.py").write_text(
+        (place / "netaug.py").read_text()
+        + """
+optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper", alpha=0.5, interval=2)
+default_hooks = dict(netaug_schedule=dict(type="mmnetaug.NetAugScheduleHook", width_until=0.5), visualization=None)
+custom_hooks = [dict(type="mmnetaug.ChannelSortHook"), dict(type="EMAHook")]
+"""
+    )
+    args = ["--data-root", place / "data", "--out", tmp_path, "--to", "stock"]
+    assert run(export, tmp_path / "hooks.py", place / "large.pth", *args) == 0
+    cfg = Config.fromfile(tmp_path / "large_tiny.py")
+    assert cfg.optim_wrapper == Config.fromfile(place / "plain.py").optim_wrapper
+    assert cfg.custom_hooks == [dict(type="EMAHook")]
+    args = ["--work-dir", tmp_path / "work", "--cfg-options", f"load_from={tmp_path / 'large_tiny.pth'}"]
+    assert run(train, tmp_path / "large_tiny.py", *args) == 0
+    assert (tmp_path / "work/epoch_2.pth").is_file()
 
 
 def test_onnx_takes_any_batch(place, exported):
