@@ -260,4 +260,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         **dict(epochs=100, baseline="micro, 100 epochs, NetAug", plotted=True),
     ),
     _micro("micro, 200 epochs", "micro", epochs=200, baseline="micro, 100 epochs, NetAug"),
+    _micro(
+        "micro, NetAug, twice the learning rate", "micro_netaug", _DOUBLED, baseline="micro, twice the learning rate"
+    ),
+    _micro(
+        *("micro, four times the learning rate", "micro", "optim_wrapper.optimizer.lr=0.4"),
+        baseline="micro, NetAug, twice the learning rate",
+    ),
 )
