@@ -216,14 +216,14 @@ def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
     the first test image's.
 
     Raises:
-        UserError: The pipeline gives no image.
+        UserError: Neither is to be had.
     """
     size = None
-    if not _transforms_with_size(cfg, "test"):
-        init_default_scope(cfg.get("default_scope") or "mmengine")
-        with reported_as_user_error("the size of the input is unknown"):
+    with reported_as_user_error("the size of the input is unknown"):
+        if not _transforms_with_size(cfg, "test"):
+            init_default_scope(cfg.get("default_scope") or "mmengine")
             size = tuple(DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))[0]["inputs"].shape[-2:])
-    return find_input_shape(cfg, model, size)
+        return find_input_shape(cfg, model, size)
 
 
 def fix_input(model: nn.Module, size: tuple[int, int]) -> None:
