@@ -137,27 +137,31 @@ def MatchedNetAug(**config: Any) -> nn.Module:
 class MeasuringOptimWrapper(NetAugOptimWrapper):
     """Logs, every 50 iterations, the cosine between base and augmented gradients on the tiny network's weights."""
 
-    def _augmented_pass(self) -> None:
-        if self._inner_count % 50:
-            super()._augmented_pass()
-            return
-        base = shared_gradients(self._model)
-        super()._augmented_pass()
-        augmented = shared_gradients(self._model) - base
-        cosine = F.cosine_similarity(base, augmented, dim=0).item()
-        self.message_hub.update_scalar("train/gradient_cosine", cosine)
+    def _augmented_pass(self, args: tuple, kwargs: dict) -> Any:
+        augmented = super()._augmented_pass(args, kwargs)
+        self._gradient = shared_gradients(self._model) if self._inner_count % 50 == 0 else None
+        return augmented
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Of either pass; the base pass comes second, and knows the augmented gradient."""
+        super().backward(loss, **kwargs)
+        augmented, self._gradient = getattr(self, "_gradient", None), None
+        if augmented is not None:
+            base = shared_gradients(self._model) - augmented
+            self.message_hub.update_scalar("train/gradient_cosine", F.cosine_similarity(base, augmented, dim=0).item())
 
 
 @OPTIM_WRAPPERS.register_module()
 class TwoNetworksOptimWrapper(NetAugOptimWrapper):
     """Samples two augmented networks in every step; the losses of both count in full."""
 
-    def _augmented_pass(self) -> None:
-        inputs, seed, count = self._inputs, self.seed, self._inner_count
-        super()._augmented_pass()
-        self._inputs, self.seed, self._inner_count = inputs, seed + 1_000_003, count  # still the same iteration
-        super()._augmented_pass()
+    def _augmented_pass(self, args: tuple, kwargs: dict) -> Any:
+        seed = self.seed
+        super()._augmented_pass(args, kwargs)
+        self.seed = seed + 1_000_003
+        augmented = super()._augmented_pass(args, kwargs)
         self.seed = seed
+        return augmented
 
 
 @OPTIM_WRAPPERS.register_module()

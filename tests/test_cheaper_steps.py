@@ -9,6 +9,8 @@ import torch
 from mmengine.registry import OPTIM_WRAPPERS
 from networks import batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 
+from mmnetaug.engine.optim_wrapper import _first_images
+
 RATE = 0.01
 
 
@@ -58,6 +60,27 @@ def test_an_augmented_pass_on_a_part_of_the_batch():
     train(elastic, data, 1, share=0.5)
     for name, parameter in elastic.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-9, atol=1e-10)
+
+
+def test_a_part_of_the_batch_is_cut_from_images_and_annotations_alone():
+    """Whatever else is as long as the batch stays whole: here the anchors of a model of its own."""
+
+    class Anchored(torch.nn.Module):
+        def forward(self, inputs, data_samples=None, anchors=(), mode="tensor"):
+            return inputs, data_samples, anchors
+
+    images, samples, anchors = torch.zeros(4, 3, 8, 8), list(range(4)), [1, 2, 4, 8]
+    for args, kwargs in (
+        ((), dict(inputs=images, data_samples=samples, anchors=anchors)),
+        ((images, samples, anchors), {}),
+        ((list(images), None, anchors), dict(mode="loss")),
+    ):
+        cut = _first_images(Anchored(), args, kwargs, 0.5)
+        cut_images, cut_samples, cut_anchors = Anchored()(*cut[0], **cut[1])
+        assert len(cut_images) == 2 and cut_anchors == anchors
+        assert cut_samples in (None, [0, 1])
+    with pytest.raises(TypeError, match="share=1"):
+        _first_images(Anchored(), (dict(sup=images),), {}, 0.5)
 
 
 def test_a_repeated_factor_is_sampled_more_often():

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mmnetaug import NetAugScheduleHook
 from mmnetaug.elastic import Elastic, base_state_dict, make_elastic, sort_hidden_channels
 from mmnetaug.engine import hooks as hooks_module
+from mmnetaug.engine import optim_wrapper as optim_wrapper_module
 
 RATE = 0.01
 
@@ -159,6 +160,132 @@ def test_clipping_together_on_request():
     assert_updated(elastic, expected)
 
 
+# Augmented passes that are not finite ---------------------------------------------------------------------------------
+
+
+def spoil_augmented_loss(elastic: nn.Module, times: int = 1000) -> None:
+    """Makes the loss infinite at all widths but the base ones, for the first ``times`` augmented passes."""
+    parse, space, left = elastic.parse_losses, elastic.elastic, [times]
+
+    def parse_losses(losses: dict) -> tuple:
+        loss, log = parse(losses)
+        if [group.width for group in space.groups] != space.base() and left[0]:
+            left[0] -= 1
+            loss = loss * torch.inf
+        return loss, log
+
+    elastic.parse_losses = parse_losses
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(clip_grad=dict(max_norm=0.5)),
+        dict(clip_grad=dict(max_norm=0.5), clip_together=True),
+        dict(normalize=True),
+        dict(surgery="all"),
+        dict(distill=dict(weight=0.5)),
+    ],
+    ids=lambda settings: ",".join(settings) or "default",
+)
+def test_an_augmented_loss_that_is_not_finite_leaves_the_plain_step(settings):
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    spoil_augmented_loss(elastic)
+    data = batch(dtype=torch.float64)
+    expected = {name: parameter.detach().clone() for name, parameter in elastic.named_parameters()}
+    base = gradients(elastic, plain, data, elastic.elastic.base())
+    norm = torch.stack([gradient.norm() for gradient in base.values()]).norm().item()
+    factor = min(1.0, 0.5 / (norm + 1e-6)) if "clip_grad" in settings else 1.0
+    for name in expected:
+        expected[name] -= RATE * factor * base[name]
+    optim_wrapper = wrapper(elastic, **copy.deepcopy(settings))
+    step(elastic, data, optim_wrapper)
+    assert_updated(elastic, expected)
+    assert optim_wrapper.message_hub.get_scalar("train/netaug/skipped").current() == 1
+    assert "train/loss_aug" not in optim_wrapper.message_hub.log_scalars
+    assert optim_wrapper.inner_count == 1
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(clip_grad=dict(max_norm=5.0)), dict(surgery="tensor")], ids=["clip", "surgery"]
+)
+def test_an_augmented_gradient_that_is_not_finite_leaves_the_plain_step(settings):
+    """The loss is finite and its gradient is not, which shows where the two gradients are kept apart."""
+    elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
+    other = copy.deepcopy(elastic)
+    passes = []
+    elastic.backbone.conv1.stored("weight").register_hook(
+        lambda grad: passes.append(0) or (grad * torch.nan if len(passes) == 1 else None)
+    )
+    spoil_augmented_loss(other)
+    for model in (elastic, other):
+        step(model, batch(dtype=torch.float64), wrapper(model, **copy.deepcopy(settings)))
+    assert_updated(elastic, dict(other.named_parameters()), 0)
+
+
+def test_many_augmented_losses_in_a_row_that_are_not_finite_stop_training(monkeypatch):
+    monkeypatch.setattr(optim_wrapper_module, "MAX_SKIPPED_IN_A_ROW", 3)
+    elastic, _ = build_pair(detector_config("resnet18"))
+    spoil_augmented_loss(elastic, times=2)
+    optim_wrapper = wrapper(elastic)
+    for _ in range(3):
+        step(elastic, batch(), optim_wrapper)
+    assert optim_wrapper.message_hub.get_scalar("train/netaug/skipped").current() == 2
+    spoil_augmented_loss(elastic)
+    for _ in range(2):
+        step(elastic, batch(), optim_wrapper)
+    with pytest.raises(RuntimeError, match="not finite in 3 steps in a row: lower the learning rate"):
+        step(elastic, batch(), optim_wrapper)
+
+
+@pytest.mark.parametrize("alpha", [-1, float("nan"), float("inf")])
+def test_alpha_is_a_finite_weight(alpha):
+    elastic, _ = build_pair(detector_config("resnet18"))
+    with pytest.raises(ValueError, match="alpha"):
+        wrapper(elastic, alpha=alpha)
+
+
+def test_an_alpha_of_zero_trains_plainly():
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    spoil_augmented_loss(elastic)
+    data = batch(dtype=torch.float64)
+    found = gradients(elastic, plain, data, elastic.elastic.base())
+    expected = {name: p.detach() - RATE * found[name] for name, p in elastic.named_parameters()}
+    optim_wrapper = wrapper(elastic, alpha=0)
+    step(elastic, data, optim_wrapper)
+    assert_updated(elastic, expected)
+    assert not {"train/loss_aug", "train/netaug/skipped"} & optim_wrapper.message_hub.log_scalars.keys()
+
+
+# Channels that were not sampled ---------------------------------------------------------------------------------------
+
+
+def test_channels_that_were_not_sampled_move_as_by_a_gradient_of_zero():
+    """By momentum and weight decay, as in the authors' code: SGD written out by hand, three steps."""
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    momentum, decay = 0.9, 1e-2
+    optimizer = torch.optim.SGD(elastic.parameters(), lr=RATE, momentum=momentum, weight_decay=decay)
+    optim_wrapper = wrapper(elastic, optimizer=optimizer)
+    weights = {name: p.detach().clone() for name, p in elastic.named_parameters()}
+    velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    still = 0
+    for iteration in range(3):
+        data = batch(seed=iteration, dtype=torch.float64)
+        base, augmented = (
+            gradients(elastic, plain, data, widths)
+            for widths in (elastic.elastic.base(), elastic.elastic.sample(0, iteration))
+        )
+        for name, weight in weights.items():
+            gradient = base[name] + augmented[name]
+            still += int((gradient == 0).sum())
+            velocity[name] = momentum * velocity[name] + gradient + decay * weight
+            weights[name] = weight - RATE * velocity[name]
+        step(elastic, data, optim_wrapper)
+    assert still > 1000, "every channel was sampled"
+    assert_updated(elastic, weights)
+
+
 # Mixed precision ------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +313,7 @@ def test_mixed_precision_sums_both_passes_under_autocast(dtype, device):
 
 
 @pytest.mark.parametrize("clip", [dict(max_norm=1.0), dict(type="value", clip_value=1.0)], ids=["norm", "value"])
-@pytest.mark.parametrize("overflows", [1, 2], ids=["base", "augmented"])
+@pytest.mark.parametrize("overflows", [1, 2], ids=["augmented", "base"])
 def test_a_step_whose_gradient_overflows_is_skipped(clip, overflows):
     """As in MMEngine, whatever clipping makes of an infinity; by the scaler that float16 has on a GPU."""
     elastic, _ = build_pair(detector_config("resnet18"))
@@ -394,13 +521,16 @@ def whole_run(tmp_path_factory) -> tuple[Runner, Path]:
     return run(work_dir), work_dir
 
 
-def test_a_resumed_run_is_bit_identical(whole_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, dict(distill=dict(), surgery="all", normalize=True)], ids=["", "distilled"])
+def test_a_resumed_run_is_bit_identical(settings, whole_run, tmp_path, monkeypatch):
     """Schedule, sorting, EMA, momentum and sampled widths included."""
-    reference, _ = whole_run
+    optim_wrapper = {**runner_config(tmp_path)["optim_wrapper"], **settings}
+    reference = run(tmp_path / "whole", optim_wrapper=optim_wrapper) if settings else whole_run[0]
+    hooks = [*runner_config(tmp_path)["custom_hooks"], dict(type="mmengine.StopHook")]
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", custom_hooks=[*runner_config(tmp_path)["custom_hooks"], dict(type="mmengine.StopHook")])
+        run(tmp_path / "cut", optim_wrapper=optim_wrapper, custom_hooks=hooks)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # one's own checkpoint; tools/train.py does the same
-    resumed = run(tmp_path / "cut", resume=True)
+    resumed = run(tmp_path / "cut", optim_wrapper=optim_wrapper, resume=True)
     assert resumed.iter == reference.iter == 16
     for (name, one), (_, other) in zip(
         resumed.model.state_dict().items(), reference.model.state_dict().items(), strict=True
@@ -499,11 +629,8 @@ def test_sorting_by_iterations_goes_on_after_a_resume(monkeypatch):
 def test_images_that_are_changed_in_place_are_an_error():
     elastic, _ = build_pair(detector_config("mobilenet_v2"))
     elastic.backbone.register_forward_pre_hook(lambda module, args: args[0].mul_(2))
-    optim_wrapper = wrapper(elastic)
-    with optim_wrapper.optim_context(elastic):
-        loss = elastic.parse_losses(elastic(**batch(), mode="loss"))[0]
     with pytest.raises(RuntimeError, match="changes its images in place"):
-        optim_wrapper.update_params(loss)
+        step(elastic, batch(), wrapper(elastic))
 
 
 def test_hooks_that_count_epochs_refuse_training_without(tmp_path):
@@ -611,15 +738,28 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 # Two ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _rank(rank: int, port: int, clip: dict | None, path: str) -> None:
+RANKS = {
+    "plain sum": (dict(), ()),
+    "clipped": (dict(clip_grad=dict(max_norm=0.5)), ()),
+    "one rank not finite": (dict(), (1,)),
+    "one rank not finite, clipped": (dict(clip_grad=dict(max_norm=0.5)), (1,)),
+    "distilled": (dict(distill=dict(weight=0.3), normalize=True), ()),
+}
+"""Settings of the optimizer wrapper, and the ranks whose augmented loss is not finite."""
+
+
+def _rank(rank: int, port: int, path: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo")
-    elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
-    distributed = MMDistributedDataParallel(elastic, broadcast_buffers=False)
-    optim_wrapper = wrapper(distributed, clip_grad=clip)
-    step_distributed(distributed, batch(seed=rank, dtype=torch.float64), optim_wrapper)
-    torch.save(elastic.state_dict(), f"{path}/{rank}.pth")
+    for case, (settings, spoilt) in RANKS.items():
+        elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
+        if rank in spoilt:
+            spoil_augmented_loss(elastic)
+        distributed = MMDistributedDataParallel(elastic, broadcast_buffers=False)
+        optim_wrapper = wrapper(distributed, **copy.deepcopy(settings))
+        step_distributed(distributed, batch(seed=rank, dtype=torch.float64), optim_wrapper)
+        torch.save(elastic.state_dict(), f"{path}/{case} {rank}.pth")
     torch.distributed.destroy_process_group()
 
 
@@ -630,30 +770,70 @@ def step_distributed(model: nn.Module, data: dict, optim_wrapper) -> None:
     optim_wrapper.update_params(model.module.parse_losses(losses)[0])
 
 
-@pytest.mark.parametrize("clip", [None, dict(max_norm=0.5)], ids=["", "clipped"])
-def test_two_ranks_equal_one_process_that_sees_both_halves(clip, tmp_path):
-    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    """What a step of two ranks, each with a batch of its own, makes of the weights, for each of ``RANKS``."""
+    path = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, clip, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
-    parameters = dict(elastic.named_parameters())
-    for name in parameters:
-        assert torch.equal(first[name], second[name]), name
-    expected = {name: p.detach().clone() for name, p in parameters.items()}
-    for widths in (elastic.elastic.base(), elastic.elastic.sample(0, 0)):
+    torch.multiprocessing.spawn(_rank, (port, str(path)), nprocs=2)
+    found = {}
+    for case in RANKS:
+        found[case], second = (torch.load(path / f"{case} {rank}.pth", weights_only=True) for rank in range(2))
+        for name in second:
+            assert "running" in name or torch.equal(found[case][name], second[name]), (case, name)
+    return found
+
+
+@pytest.mark.parametrize("case", [case for case in RANKS if case != "distilled"])
+def test_two_ranks_equal_one_process_that_sees_both_halves(case, two_ranks):
+    """Where one rank's augmented loss is not finite, the step is plain on both."""
+    settings, spoilt = RANKS[case]
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
+    expected = {name: p.detach().clone() for name, p in elastic.named_parameters()}
+    for widths in (elastic.elastic.base(), elastic.elastic.sample(0, 0))[: 1 if spoilt else 2]:
         halves = [gradients(elastic, plain, batch(seed=rank, dtype=torch.float64), widths) for rank in range(2)]
         mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in expected}
         norm = torch.stack([gradient.norm() for gradient in mean.values()]).norm().item()
-        factor = 1.0 if clip is None else clip["max_norm"] / (norm + 1e-6)
+        factor = settings["clip_grad"]["max_norm"] / (norm + 1e-6) if settings else 1.0
         for name in expected:
             expected[name] -= RATE * factor * mean[name]
     for name, value in expected.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(two_ranks[case][name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_two_ranks_with_distillation_equal_the_mean_of_both(two_ranks):
+    alone = []
+    for rank in range(2):
+        elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
+        step(elastic, batch(seed=rank, dtype=torch.float64), wrapper(elastic, **copy.deepcopy(RANKS["distilled"][0])))
+        alone.append(dict(elastic.named_parameters()))
+    for name in alone[0]:  # of SGD without momentum, the step by a mean of gradients is the mean of the steps
+        mean = (alone[0][name] + alone[1][name]).detach() / 2
+        torch.testing.assert_close(two_ranks["distilled"][name], mean, rtol=1e-9, atol=1e-9)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def peak_of(run) -> int:
+    """Bytes of tensors made and alive at the peak of a call."""
+    live, most = WeakIdKeyDictionary(), 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal most
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    live[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
+            most = max(most, sum(live.values()))
+            return out
+
+    with Watch():
+        run()
+    return most
 
 
 def test_the_two_passes_are_never_alive_together():
@@ -663,33 +843,16 @@ def test_the_two_passes_are_never_alive_together():
     optim_wrapper = wrapper(elastic)
     step(elastic, data, optim_wrapper)
 
-    def peak(run) -> int:
-        live, most = WeakIdKeyDictionary(), 0
-
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-                nonlocal most
-                out = func(*args, **(kwargs or {}))
-                for tensor in tree_leaves(out):
-                    if isinstance(tensor, torch.Tensor):
-                        live[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
-                most = max(most, sum(live.values()))
-                return out
-
-        with Watch():
-            run()
-        return most
-
     def one_pass(widths: list[int]) -> None:
         with space.at(widths):
             loss_of(elastic, data).backward()
 
     largest = space.largest()
     elastic.zero_grad()
-    alone = max(peak(lambda: one_pass(space.base())), peak(lambda: one_pass(largest)))
+    alone = max(peak_of(lambda: one_pass(space.base())), peak_of(lambda: one_pass(largest)))
     elastic.zero_grad()
     space.sample = lambda *args: largest
-    both = peak(lambda: step(elastic, data, optim_wrapper))
+    both = peak_of(lambda: step(elastic, data, optim_wrapper))
     assert both <= 1.15 * alone, (both, alone)
 
 

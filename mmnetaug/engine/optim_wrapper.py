@@ -1,22 +1,32 @@
 """The NetAug step: an optimizer wrapper that adds one augmented pass to every base pass.
 
-One step (paper section 3.2, equation 3): forward and backward of the tiny network, then forward and backward of one
-sampled augmented network on the same batch, then one optimizer step on the sum of both gradients. The graphs of the two
-passes are never alive together.
+One step on images x with annotations y (paper section 3.2, equation 3):
+
+    widths = sample(seed, iteration)               # the same on all ranks and after a resume
+    z' = model(x) at widths                        # augmented pass
+    backward(α · loss(z', y))                      # left out where the loss is not finite
+    z = model(x)                                   # base pass: the tiny network
+    backward((1 − λ) · loss(z, y) + λ · D(z, z'))  # λ = 0 without distillation; z' is detached
+    optimizer.step()                               # on the sum of both gradients
+
+The augmented pass runs when the model's forward is called, just before the base pass, so that its outputs can teach.
+The graphs of the two passes are never alive together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import inspect
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_reduce, get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.structures import BaseDataElement
@@ -25,14 +35,31 @@ from torch.utils._pytree import tree_leaves
 
 from ..elastic import Elastic, ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
+from .distillation import InPlaceDistillation, Outputs
 from .lean import make_lean
+
+MAX_SKIPPED_IN_A_ROW = 50
+"""After so many augmented passes in a row that are not finite, training stops."""
+
+
+@dataclasses.dataclass
+class _AugmentedPass:
+    """How the augmented pass of an iteration went.
+
+    Attributes:
+        skipped: Whether its loss was not finite, so that it has left no gradient.
+        outputs: Its detached outputs, where they teach the tiny network.
+    """
+
+    skipped: bool
+    outputs: Outputs | None = None
 
 
 class _NetAugStep:
     """What both wrappers share; stands before MMEngine's wrapper in the method resolution order.
 
     Args:
-        alpha: Weight of the augmented loss (α of equation 3).
+        alpha: Weight of the augmented loss (α of equation 3); 0 trains plainly.
         seed: Seed of the sampled widths; with the iteration number it determines them.
         clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
             step. By default each pass is clipped by itself: the tiny network's own gradient is clipped exactly as in
@@ -40,6 +67,11 @@ class _NetAugStep:
         interval: Steps of the optimizer from one augmented step to the next (1 in the paper). More makes training
             cheaper, and weaker: the steps between are plain.
         share: Share of the batch, its first images, that the augmented pass sees (1 in the paper).
+        distill: Arguments of :class:`InPlaceDistillation`: the tiny network also learns from the outputs of the
+            augmented one. None: it learns from the annotations alone, as in the paper.
+        normalize: Divide the sum of both gradients by 1 + α, so that SGD makes steps of the plain length.
+        surgery: Remove from the augmented gradient what points against the base gradient (PCGrad, Yu et al., 2020):
+            ``"tensor"`` looks at each parameter by itself, ``"all"`` at all of them as one vector.
 
     Attributes:
         width: Whether width factors are sampled at present (set by ``NetAugScheduleHook``).
@@ -54,77 +86,87 @@ class _NetAugStep:
         clip_together: bool = False,
         interval: int = 1,
         share: float = 1.0,
+        distill: dict[str, Any] | None = None,
+        normalize: bool = False,
+        surgery: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha is a finite weight, 0 or more, got {alpha}")
         if interval < 1:
             raise ValueError(f"interval is a number of steps, 1 or more, got {interval}")
         if not 0 < share <= 1:
             raise ValueError(f"share is a share of the batch, above 0 and at most 1, got {share}")
+        if surgery not in (None, "tensor", "all"):
+            raise ValueError(f"surgery is 'tensor', 'all' or None, got {surgery!r}")
+        if distill is not None and alpha == 0:
+            raise ValueError("distill needs augmented networks that are trained: set alpha above 0")
         self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
         self.interval, self.share = interval, share
+        self.distillation = None if distill is None else InPlaceDistillation(**distill)
+        self.normalize, self.surgery = normalize, surgery
         self.width = self.expand = True
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
         self._sampled = {"width", "expand"}  # roles with factors to choose from; both until the model is known
         self._counting: list[nn.Module] = []  # modules with buffers: norms, above all
-        self._inputs: tuple[tuple, dict] | None = None
-        self._versions: list[tuple[Tensor, int]] = []  # of the inputs, which every change in place counts up
+        self._augmented: _AugmentedPass | None = None  # of this iteration
+        self._skipped_in_a_row = 0
         self._other_gradients: list[Tensor | None] | None = None
 
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of the base forward pass: remembers its inputs for the augmented pass.
+        """Context of the base forward pass, before which the augmented pass is run.
 
         Raises:
             RuntimeError: If nothing in the model is elastic, its step is compiled, or the gradients of both passes
                 cannot be kept apart.
         """
         self._attach(model)
-        if not self._augments():
-            with super().optim_context(model):
-                yield
-            return
-        # The augmented pass synchronises the sum of both gradients, unless they are clipped one by one.
-        synchronised_later = hasattr(model, "no_sync") and not self._clips_apart()
-        remember = model.register_forward_pre_hook(self._remember, with_kwargs=True)
-        try:
-            with model.no_sync() if synchronised_later else contextlib.nullcontext(), super().optim_context(model):
-                yield
-        finally:
-            remember.remove()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().optim_context(model))
+            if self._augments():
+                if self.distillation is not None:
+                    stack.enter_context(self.distillation.watching(unwrapped(model)))
+
+                def run_once(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+                    hook.remove()  # the augmented pass calls the model, too
+                    self._augmented = self._augmented_pass(args, kwargs)
+
+                hook = model.register_forward_pre_hook(run_once, with_kwargs=True)
+                stack.callback(hook.remove)
+            yield
 
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
-        """Backward of the base loss, the augmented pass, and the optimizer step when one is due.
+        """Backward of the base loss, and the optimizer step when one is due.
 
         Args:
             loss: The base loss, a scalar.
             step_kwargs: Arguments of the optimizer's ``step``.
             zero_kwargs: Arguments of the optimizer's ``zero_grad``.
         """
-        if not self._augments():
-            super().update_params(loss, step_kwargs, zero_kwargs)
-            return
-        count = self._inner_count  # a step counts once, though it runs two backward passes
-        self.backward(self.scale_loss(loss))
-        self._inner_count = count
-        if self._clips_apart():
-            self._swap_gradients()
-        self._augmented_pass()
-        if self._clips_apart():
-            self._swap_gradients()
-        if self.should_update():
-            self.step(**(step_kwargs or {}))
-            self.zero_grad(**(zero_kwargs or {}))
+        if self._augments():
+            augmented, self._augmented = self._augmented, None
+            if augmented is None:
+                raise RuntimeError("the model's forward was not called in optim_context: there is nothing to augment")
+            if augmented.outputs is not None:
+                loss = self.distillation.mix(loss, augmented.outputs)
+                self.message_hub.update_scalar("train/loss_distill", self.distillation.last)
+            if not augmented.skipped and not self._keeps_apart():
+                loss = loss * self._share_of_sum()
+        super().update_params(loss, step_kwargs, zero_kwargs)
 
     def step(self, **kwargs: Any) -> None:
         """Optimizer step on the sum of both gradients."""
         if self._other_gradients is None:
             super().step(**kwargs)
             return
-        settings, self.clip_grad_kwargs = self.clip_grad_kwargs, None
+        settings = self.clip_grad_kwargs
         try:
-            self._clip_each_and_add(settings)
+            self._combine()
+            if self._clips_apart():
+                self.clip_grad_kwargs = None
             super().step(**kwargs)
         finally:
             self.clip_grad_kwargs = settings
@@ -144,10 +186,11 @@ class _NetAugStep:
             raise RuntimeError(
                 "torch.compile would compile every sampled network anew: leave compile out of the config"
             )
-        if self._clips_apart() and getattr(model, "gradient_as_bucket_view", False):
+        if self._keeps_apart() and getattr(model, "gradient_as_bucket_view", False):
             raise RuntimeError(
-                "gradient_as_bucket_view lets the second pass overwrite the first one's gradients, which are clipped "
-                "one by one: leave it out of model_wrapper_cfg, or set optim_wrapper.clip_together=True"
+                "gradient_as_bucket_view lets the second pass overwrite the first one's gradients, which are kept "
+                "apart to be clipped one by one or compared: leave it out of model_wrapper_cfg, or set "
+                "optim_wrapper.clip_together=True and no surgery"
             )
         groups = [group for space in self._spaces for group in space.groups]
         self._sampled = {group.role for group in groups if len(set(group.choices())) > 1}
@@ -160,39 +203,82 @@ class _NetAugStep:
     def _augments(self) -> bool:
         widens = (self.width and "width" in self._sampled) or (self.expand and "expand" in self._sampled)
         # All iterations whose gradients one step gathers are alike: with clipping, the last one synchronises for all.
-        return widens and self._inner_count // self._accumulative_counts % self.interval == 0
+        due = self._inner_count // self._accumulative_counts % self.interval == 0
+        return self.alpha > 0 and widens and due
 
     def _clips_apart(self) -> bool:
         return bool(self.clip_grad_kwargs) and not self.clip_together
 
-    def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.share < 1:
-            args, kwargs = _first_images(args, kwargs, self.share)
-        self._inputs = tuple(map(_kept, args)), {key: _kept(value) for key, value in kwargs.items()}
-        self._versions = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    def _keeps_apart(self) -> bool:
+        """Whether the gradients of the two passes are gathered apart, and added when the optimizer steps."""
+        return self._clips_apart() or self.surgery is not None
 
-    def _augmented_pass(self) -> None:
+    def _share_of_sum(self) -> float:
+        """What each gradient is multiplied by before the two are added."""
+        return 1 / (1 + self.alpha) if self.normalize else 1.0
+
+    def _widths(self, space: ElasticSpace, iteration: int) -> list[int]:
+        """Widths of this iteration's augmented network."""
+        return space.sample(self.seed, iteration, self.width, self.expand)
+
+    def _augmented_pass(self, args: tuple, kwargs: dict[str, Any]) -> _AugmentedPass:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
-        if self._inputs is None:
-            raise RuntimeError("the model's forward was not called in optim_context: there is nothing to augment")
-        if any(tensor._version != version for tensor, version in self._versions):
-            raise RuntimeError(
-                "the model's forward changes its images in place, so that the augmented pass would see others: have it "
-                "work on a copy (inputs = inputs.clone())"
-            )
-        (args, kwargs), self._inputs = self._inputs, None
         model, iteration = self._model, self._inner_count
+        tensors = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self.share < 1:
+            args, kwargs = _first_images(unwrapped(model), args, kwargs, self.share)
+        args, kwargs = tuple(map(_copied_annotations, args)), {k: _copied_annotations(v) for k, v in kwargs.items()}
+        outputs = None
         with contextlib.ExitStack() as stack:
             for space in self._spaces:
-                stack.enter_context(space.at(space.sample(self.seed, iteration, self.width, self.expand)))
+                stack.enter_context(space.at(self._widths(space, iteration)))
             stack.enter_context(_tiny_statistics_kept(self._counting))
-            stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}"))
+            stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}", self._parameters()[0].device))
+            if self._keeps_apart():
+                self._swap_gradients()
+                stack.callback(self._swap_gradients)
+            else:
+                stack.enter_context(_unsynchronised(model))  # the base pass synchronises the sum
             with super().optim_context(model):
                 losses = model(*args, **kwargs)
             loss, _ = unwrapped(model).parse_losses(losses)
-            # Backward inside of the context: activation checkpointing recomputes at the sampled widths.
-            self.backward(self.scale_loss(self.alpha * loss))
+            if self.distillation is not None:
+                outputs = self.distillation.take(detached=True)
+            if any(tensor._version != version for tensor, version in tensors):
+                raise RuntimeError(
+                    "the model's forward changes its images in place, so that the two passes would see different "
+                    "ones: have it work on a copy (inputs = inputs.clone())"
+                )
+            if not _finite_on_all_ranks(loss):
+                self._count_skipped()
+                return _AugmentedPass(skipped=True)
+            weight = self.alpha if self._keeps_apart() else self.alpha * self._share_of_sum()
+            # Backward inside of the contexts: activation checkpointing recomputes at the sampled widths.
+            with torch.autocast(loss.device.type, enabled=False):
+                self.backward(self.scale_loss(weight * loss))
+        torch.clear_autocast_cache()  # the base pass casts the weights for a graph of its own
+        self._inner_count = iteration  # a step counts once, though it runs two backward passes
+        if not self._keeps_apart():
+            self._skipped_in_a_row = 0
         self.message_hub.update_scalar("train/loss_aug", loss.item())
+        return _AugmentedPass(skipped=False, outputs=outputs)
+
+    def _count_skipped(self) -> None:
+        """Notes that an augmented pass gave no finite gradient.
+
+        Raises:
+            RuntimeError: If that has happened many times in a row.
+        """
+        name = "train/netaug/skipped"
+        known = self.message_hub.log_scalars
+        self.message_hub.update_scalar(name, 1 + (known[name].current() if name in known else 0))
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"the augmented networks' loss or gradient was not finite in {self._skipped_in_a_row} steps in a row: "
+                "lower the learning rate or the factors of NetAug (width, expand), or clip gradients "
+                "(optim_wrapper.clip_grad)"
+            )
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -205,7 +291,36 @@ class _NetAugStep:
         for parameter, gradient in zip(parameters, others, strict=True):
             parameter.grad = gradient
 
-    def _clip_each_and_add(self, settings: dict[str, Any]) -> None:
+    def _combine(self) -> None:
+        """Adds the augmented gradients to the base ones, after clipping and surgery.
+
+        Augmented gradients that are not finite are left out; in float16 the loss scaler skips the whole step.
+        """
+        parameters = self._parameters()
+        if self._clips_apart():
+            self._clip_each(self.clip_grad_kwargs)
+        scaler = getattr(self, "loss_scaler", None)
+        scaled = scaler is not None and scaler.is_enabled()
+        augmented = [gradient for gradient in self._other_gradients if gradient is not None]
+        if not augmented:
+            return
+        if not scaled and not torch.nn.utils.get_total_norm(augmented).isfinite():
+            self._count_skipped()
+            return
+        self._skipped_in_a_row = 0
+        if self.surgery is not None:
+            pairs = zip((parameter.grad for parameter in parameters), self._other_gradients, strict=True)
+            remove_conflict([pair for pair in pairs if None not in pair], per_tensor=self.surgery == "tensor")
+        share = self._share_of_sum()
+        for parameter, other in zip(parameters, self._other_gradients, strict=True):
+            if other is None:
+                continue
+            parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
+            if share != 1:
+                parameter.grad.mul_(share)
+
+    def _clip_each(self, settings: dict[str, Any]) -> None:
+        """Clips the gradients of each pass by themselves, and logs their norms."""
         scaler = getattr(self, "loss_scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
         settings = {
@@ -222,11 +337,6 @@ class _NetAugStep:
             if size is not None:  # clipping by value returns nothing
                 self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(size) / scale)
             self._swap_gradients()
-        for parameter, other in zip(parameters, self._other_gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = other
-            elif other is not None:
-                parameter.grad.add_(other)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -240,16 +350,30 @@ class _AmpAnywhere(AmpOptimWrapper):
     bfloat16 needs no loss scaling.
     """
 
-    def __init__(self, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            super().__init__(*args, dtype=dtype, **kwargs)
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        self._on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+        if not self._on_cpu:
+            super().__init__(*args, optimizer=optimizer, dtype=dtype, **kwargs)
             return
         if dtype not in (None, "bfloat16", torch.bfloat16):
             raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
         kwargs.pop("loss_scale", None)
-        OptimWrapper.__init__(self, *args, **kwargs)
+        OptimWrapper.__init__(self, optimizer, *args, **kwargs)
         self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
         self.cast_dtype = torch.bfloat16
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of a forward pass: mixed precision on the model's own device, be there others or not."""
+        with contextlib.ExitStack() as stack:
+            if self._on_cpu:
+                stack.enter_context(OptimWrapper.optim_context(self, model))
+                stack.enter_context(torch.autocast("cpu", self.cast_dtype))
+            else:
+                stack.enter_context(super().optim_context(model))
+            yield
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -257,13 +381,13 @@ class NetAugAmpOptimWrapper(_NetAugStep, _AmpAnywhere):
     """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
 
 
-def _kept(value: Any) -> Any:
-    """What the base pass is given, for the augmented pass: images as they are, annotations copied.
+def _copied_annotations(value: Any) -> Any:
+    """What the augmented pass is given: images as they are, annotations copied.
 
     Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
     """
     if isinstance(value, dict):  # the branches of a semi-supervised detector
-        return {key: _kept(item) for key, item in value.items()}
+        return {key: _copied_annotations(item) for key, item in value.items()}
     if isinstance(value, list | tuple) and any(isinstance(item, BaseDataElement) for item in value):
         return [_copied(item) for item in value]
     return _copied(value) if isinstance(value, BaseDataElement) else value
@@ -279,21 +403,32 @@ def _copied(value: Any) -> Any:
     return value if isinstance(value, str | int | float | tuple | None) else copy.deepcopy(value)
 
 
-def _first_images(args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tuple, dict[str, Any]]:
+PER_IMAGE = ("inputs", "data_samples")
+"""The arguments of a model's forward that MMEngine's data preprocessors fill with one item an image."""
+
+
+def _first_images(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], share: float
+) -> tuple[tuple, dict[str, Any]]:
     """The arguments of a forward pass cut to the first images of the batch: at least two, which batch norms need.
 
-    Tensors and lists as long as the images' tensor, the first of all, are taken to hold one item an image.
+    Raises:
+        TypeError: If the model is given no batch of images under the name that MMEngine has for it.
     """
-    images = next((len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if images is None:
-        raise TypeError("share cuts a batch by its tensor of images, and this model is given none: set share=1")
-    count = min(images, max(2, round(share * images)))
+    names = list(inspect.signature(model.forward).parameters)[: len(args)]
+    positional = dict(zip(names, args, strict=True))
+    images = (positional | kwargs).get("inputs")
+    if not isinstance(images, Tensor | list | tuple):
+        raise TypeError(
+            "share cuts a batch of images, and this model's forward is given no tensor or list of them as inputs: "
+            "set optim_wrapper.share=1"
+        )
+    count = min(len(images), max(2, round(share * len(images))))
 
-    def cut(value: Any) -> Any:
-        per_image = isinstance(value, Tensor | list | tuple) and len(value) == images
-        return value[:count] if per_image else value
+    def cut(name: str, value: Any) -> Any:
+        return value[:count] if name in PER_IMAGE and value is not None else value
 
-    return tuple(map(cut, args)), {key: cut(value) for key, value in kwargs.items()}
+    return tuple(map(cut, names, args)), {name: cut(name, value) for name, value in kwargs.items()}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -324,17 +459,59 @@ def _tiny_statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: str) -> Iterator[None]:
-    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside."""
+def _unsynchronised(model: nn.Module) -> Iterator[None]:
+    """A pass whose gradients stay on this rank, and behind which the next one synchronises as if it were the first."""
+    if not hasattr(model, "no_sync"):
+        yield
+        return
+    # DistributedDataParallel broadcasts buffers only in a forward pass behind one that was synchronised.
+    broadcasts = getattr(model, "require_forward_param_sync", None)
+    with model.no_sync():
+        yield
+    if broadcasts is not None:
+        model.require_forward_param_sync = broadcasts
+
+
+def _finite_on_all_ranks(loss: Tensor) -> bool:
+    finite = torch.isfinite(loss.detach()).float()
+    all_reduce(finite, op="min")
+    return bool(finite)
+
+
+def remove_conflict(pairs: Sequence[tuple[Tensor, Tensor]], per_tensor: bool) -> None:
+    """Projects gradients onto the normal plane of others where they point against them, in place (PCGrad).
+
+    Args:
+        pairs: Gradients that stay, and those that are projected, of the same shape each.
+        per_tensor: Whether each pair is looked at by itself, or all pairs as one pair of vectors.
+    """
+    products = torch.stack([torch.sum(base * other) for base, other in pairs])
+    squares = torch.stack([torch.sum(base * base) for base, _ in pairs])
+    if not per_tensor:
+        products, squares = products.sum().expand_as(products), squares.sum().expand_as(squares)
+    tiny = torch.finfo(squares.dtype).tiny
+    factors = products.clamp(max=0) / squares.clamp(min=tiny)
+    for (base, other), factor in zip(pairs, factors, strict=True):
+        other.sub_(factor * base)
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: str, device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside.
+
+    Args:
+        seed: Any text.
+        device: Of the model, whose generator is set beside those of Python, numpy and torch's CPU.
+    """
     number = random.Random(seed).getrandbits(32)
     states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng(**(dict(devices=[]) if on_cpu else dict(devices=[device], device_type=device.type))):
         random.seed(number)
         np.random.seed(number)
         torch.default_generator.manual_seed(number)
-        if devices:
-            torch.cuda.manual_seed(number)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(number)
         try:
             yield
         finally:

@@ -1,0 +1,394 @@
+"""Plain training, NetAug and in-place distillation where a tiny network under-fits, each at its own best learning rate.
+
+    python benchmarks/saturation.py run --cifar data/cifar10 --seeds 0 1 2     # resumes: finished runs are skipped
+    python benchmarks/saturation.py report                                     # docs/saturation.md
+
+The protocol, fixed before the runs:
+
+1. *Data.* CIFAR-10 at 32 pixels. The last 500 training images of each class are held out for choosing; every run trains
+   on the other 45 000. Test images are measured once, at the end of each run, and choose nothing.
+2. *Saturation.* Plain training is run for 10, 20, 40 and more epochs, doubled until it gains less than 0.3 points of
+   held-out accuracy. The first number of epochs that doubling does not improve is what all methods are compared at.
+3. *Rate.* For every method the peak learning rate with the best held-out accuracy of seed 0, out of a grid of factor 2;
+   where it lies at an end, the grid is extended. The other seeds run at this rate alone.
+4. *Claims* are differences from plain training in test accuracy, each method at its own rate, paired by seed, with 95 %
+   intervals (Student's t) over eight seeds: for as many epochs; and against plain training that takes as much CPU time.
+5. *Gate.* The largest network that is sampled in the last epoch, its batch norms re-estimated on 50 batches: a teacher
+   that is not ahead of the tiny network has nothing to teach.
+
+All runs: batch 128, SGD with Nesterov momentum 0.9, weight decay 4e-5 (none on norms and biases), two epochs of
+warm-up, cosine to 0, padding, crops and flips. NetAug: the authors' factors, sorting, width augmentation off in the
+second half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import dataclasses
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+import mmnetaug  # noqa: F401  (registers everything)
+from benchmarks.study_parts import InMemoryCifar10, crop_and_flip
+from mmnetaug import NetAugOptimWrapper
+from mmnetaug.elastic import ElasticSpace, sort_hidden_channels
+from mmnetaug.models.tinyml import BN, InvertedBottleneck
+from mmnetaug.registry import MODELS, OPTIM_WRAPPERS
+
+from mmcv.cnn import ConvModule  # isort: skip
+from mmengine.model import BaseModule  # isort: skip
+from mmengine.optim import OptimWrapper  # isort: skip
+from mmpretrain.structures import DataSample  # isort: skip
+from scipy import stats  # isort: skip
+
+RESULTS, PAGE = ROOT / "docs/saturation.csv", ROOT / "docs/saturation.md"
+BATCH, WARM_UP = 128, 2
+MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+
+
+@MODELS.register_module()
+class Nano(BaseModule):
+    """Inverted bottlenecks too few and too narrow for CIFAR-10: 2 276 parameters, 2 446 with the classifier."""
+
+    def __init__(self, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        act = dict(type="ReLU6")
+        self.stem = ConvModule(3, 4, 3, stride=2, padding=1, norm_cfg=BN, act_cfg=act)
+        self.stages = nn.ModuleList(
+            InvertedBottleneck(before, 3 * before, after, 3, stride, "ReLU6", False, True, shortcut=stride == 1)
+            for before, after, stride in ((4, 4, 2), (4, 8, 2), (8, 8, 1), (8, 8, 1))
+        )
+        self.last = ConvModule(8, 16, 1, norm_cfg=BN, act_cfg=act)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Map images (N, 3, 32, 32) to features (N, 16, 4, 4)."""
+        x = self.stem(x)
+        for block in self.stages:
+            x = block(x)
+        return (self.last(x),)
+
+
+@OPTIM_WRAPPERS.register_module()
+class LargestNetworkOptimWrapper(NetAugOptimWrapper):
+    """Augments with the largest network in every second step (after AlphaNet's sandwich rule)."""
+
+    def _widths(self, space: ElasticSpace, iteration: int) -> list[int]:
+        return largest(space, self.width) if iteration % 2 else super()._widths(space, iteration)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        settings: Of the optimizer wrapper; None trains plainly.
+        begins: Share of the training after which there is any augmentation.
+        width: Width factors.
+    """
+
+    settings: dict | None = None
+    begins: float = 0.0
+    width: tuple[float, ...] = (1, 1.8, 2.6)
+
+
+METHODS = {
+    "plain": Method(),
+    "NetAug": Method({}),
+    "distillation": Method(dict(distill=dict(weight=0.5))),
+    "distillation, largest network often": Method(
+        dict(type="mmnetaug.LargestNetworkOptimWrapper", distill=dict(weight=0.5))
+    ),
+    "distillation, normalized sum": Method(dict(distill=dict(weight=0.5), normalize=True)),
+    "distillation, surgery": Method(dict(distill=dict(weight=0.5), surgery="all")),
+    "distillation, expand only": Method(dict(distill=dict(weight=0.5)), width=(1,)),
+    "distillation, last third": Method(dict(distill=dict(weight=0.5)), begins=2 / 3),
+    "distillation, λ = 0.9": Method(dict(distill=dict(weight=0.9))),
+    "NetAug, normalized sum": Method(dict(normalize=True)),
+    "NetAug, surgery": Method(dict(surgery="all")),
+}
+MAIN = ("plain", "NetAug", "distillation")
+NETWORKS = {"nano": ("mmnetaug.Nano", {}, 16, 40), "micro": ("mmnetaug.TinyNet", dict(arch="micro"), 64, 100)}
+"""Backbone, its arguments, its output channels, and the epochs of a training."""
+GRID = (0.2, 0.4, 0.8)
+
+
+def largest(space: ElasticSpace, width: bool) -> list[int]:
+    """Widths of the largest network that is sampled with or without width factors."""
+    return [max(widths) for widths in zip(*(space.sample(0, i, width) for i in range(200)), strict=True)]
+
+
+class Data:
+    """CIFAR-10 in memory: images (N, 3, 32, 32) in bytes, and labels as mmpretrain's heads want them."""
+
+    def __init__(self, root: str) -> None:
+        train, test = InMemoryCifar10(root, "train"), InMemoryCifar10(root, "test")
+        labels = torch.as_tensor(train.labels)
+        held_out = torch.cat([(labels == c).nonzero().flatten()[-500:] for c in range(10)])
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept[held_out] = False
+        self.images, self.labels = train.images[kept], labels[kept]
+        self.samples = [DataSample().set_gt_label(int(label)) for label in self.labels]
+        self.held_out = train.images[held_out], labels[held_out]
+        self.test = test.images, torch.as_tensor(test.labels)
+
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, list[DataSample]]]:
+        """One epoch of augmented training batches, the last incomplete one left out."""
+        order = torch.randperm(len(self.images), generator=generator)
+        for numbers in order[: len(order) // BATCH * BATCH].split(BATCH):
+            yield crop_and_flip(normalised(self.images[numbers])), [self.samples[n] for n in numbers.tolist()]
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Images of bytes as networks read them, in channels-last."""
+    images = images.contiguous(memory_format=torch.channels_last).float()
+    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Top-1 in percent, in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        found = [model(normalised(part), mode="tensor").argmax(1) for part in images.split(500)]
+    model.train()
+    return 100 * (torch.cat(found) == labels).float().mean().item()
+
+
+def build(network: str, method: Method) -> nn.Module:
+    """The classifier, elastic unless it is trained plainly, initialised."""
+    backbone, arguments, features, _ = NETWORKS[network]
+    model = dict(
+        type="ImageClassifier",
+        data_preprocessor=dict(type="ClsDataPreprocessor", num_classes=10),
+        backbone=dict(type=backbone, **arguments),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(type="LinearClsHead", num_classes=10, in_channels=features),
+    )
+    if method.settings is not None:
+        model = dict(type="mmnetaug.NetAug", model=model, width=method.width, expand=(1, 1.6, 2.2, 2.8), input_size=32)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        built = ROOT_MODELS.build(model)
+    built.init_weights()
+    return built.train()
+
+
+def train(
+    data: Data, network: str, method: Method, rate: float, epochs: int, seed: int, label: str
+) -> dict[str, float]:
+    """One run; returns its figures: accuracies in percent, the last epoch's mean training loss, minutes of CPU time."""
+    torch.manual_seed(seed)
+    model = build(network, method)
+    plain = [p for n, p in model.named_parameters() if n.endswith("bias") or p.dim() == 1]
+    rest = [p for n, p in model.named_parameters() if not (n.endswith("bias") or p.dim() == 1)]
+    groups = [dict(params=rest), dict(params=plain, weight_decay=0.0)]
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=4e-5)
+    if method.settings is None:
+        wrapper = OptimWrapper(optimizer)
+    else:
+        settings = dict(type="mmnetaug.NetAugOptimWrapper", seed=seed, optimizer=optimizer) | method.settings
+        wrapper = OPTIM_WRAPPERS.build(settings)
+    steps = len(data.images) // BATCH
+    generator = torch.Generator().manual_seed(seed)
+    begun, started = time.process_time(), time.monotonic()
+    for epoch in range(epochs):
+        if method.settings is not None:
+            on = epoch >= method.begins * epochs
+            wrapper.expand, wrapper.width = on, on and (epoch < epochs / 2 or method.begins > 0)
+            if wrapper.width:
+                sort_hidden_channels(model, optimizer)
+        losses = []
+        for number, (images, samples) in enumerate(data.batches(generator)):
+            done = epoch * steps + number
+            warm = min(1.0, (done + 1) / (WARM_UP * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * (1 + math.cos(math.pi * done / (epochs * steps))) / 2
+            with wrapper.optim_context(model):
+                parts = model(images, samples, mode="loss")
+            loss, log = model.parse_losses(parts)
+            wrapper.update_params(loss)
+            losses.append(log["loss"].item())
+        spent, left = time.monotonic() - started, epochs - epoch - 1
+        print(
+            f"{label}: epoch {epoch + 1}/{epochs}, loss {statistics.mean(losses):.4f}, "
+            f"{spent / 60:.1f} min, about {spent / (epoch + 1) * left / 60:.0f} min to go",
+            flush=True,
+        )
+    figures = dict(
+        minutes=(time.process_time() - begun) / 60,
+        held_out=accuracy(model, *data.held_out),
+        test=accuracy(model, *data.test),
+        train_loss=statistics.mean(losses),
+    )
+    if method.settings is not None:
+        figures["largest"] = accuracy_of_largest(model, data, width=method.begins > 0)
+    return figures
+
+
+def accuracy_of_largest(model: nn.Module, data: Data, width: bool) -> float:
+    """Held-out accuracy of the largest network of the last epoch, its batch norms re-estimated on 50 batches."""
+    model = copy.deepcopy(model)
+    with model.elastic.at(largest(model.elastic, width)), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None
+        for number, (images, _) in enumerate(data.batches(torch.Generator().manual_seed(0))):
+            if number == 50:
+                break
+            model(images, mode="tensor")
+        return accuracy(model, *data.held_out)
+
+
+# Runs and results -----------------------------------------------------------------------------------------------------
+
+KEYS = ("network", "method", "rate", "epochs", "seed")
+FIGURES = ("held_out", "test", "train_loss", "largest", "minutes")
+
+
+def results(path: Path = RESULTS) -> list[dict]:
+    """All finished runs."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.update(rate=float(row["rate"]), epochs=int(row["epochs"]), seed=int(row["seed"]))
+        row.update({name: float(row[name]) if row[name] else None for name in FIGURES})
+    return rows
+
+
+def record(row: dict) -> None:
+    """Adds a run to the results in one write, as several processes may do at a time."""
+    line = ",".join(f'"{row[key]}"' if key in ("network", "method") else str(row[key]) for key in KEYS)
+    line += "," + ",".join("" if row.get(name) is None else f"{row[name]:.4f}" for name in FIGURES) + "\n"
+    header = "" if RESULTS.exists() else ",".join((*KEYS, *FIGURES)) + "\n"
+    handle = os.open(RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (header + line).encode())
+    finally:
+        os.close(handle)
+
+
+def best_rate(rows: list[dict], network: str, method: str, epochs: int) -> float | None:
+    """The rate with the best held-out accuracy of seed 0; None before the grid is done."""
+    of_seed_0 = {
+        row["rate"]: row["held_out"]
+        for row in rows
+        if (row["network"], row["method"], row["epochs"], row["seed"]) == (network, method, epochs, 0)
+    }
+    return max(of_seed_0, key=of_seed_0.get) if set(GRID) <= of_seed_0.keys() else None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what the arguments name and the results do not have."""
+    torch.set_num_threads(1)
+    data = Data(args.cifar)
+    epochs = args.epochs or NETWORKS[args.network][3]
+    base_epochs = NETWORKS[args.network][3]
+    for seed in args.seeds:
+        for method in args.methods:
+            rows = results()
+            rates = args.rates or (GRID if seed == 0 and method in MAIN and epochs == base_epochs else None)
+            if rates is None:  # a variant runs at the rate of what it is a variant of
+                rates = [best_rate(rows, args.network, method.partition(",")[0], base_epochs)]
+            if None in rates:
+                sys.exit(f"the rates of {method} have not been compared yet: run seed 0, or give --rates")
+            for rate in rates:
+                key = (args.network, method, rate, epochs, seed)
+                if key in {tuple(row[name] for name in KEYS) for row in results()}:
+                    continue
+                figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
+                record(dict(zip(KEYS, key, strict=True)) | figures)
+
+
+def interval(differences: list[float]) -> str:
+    """Mean and 95 % interval."""
+    if len(differences) < 2:
+        return f"{differences[0]:+.2f}" if differences else ""
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
+
+
+def mean_of(values: list[float], name: str) -> str:
+    """A mean as the page shows it, accuracies with their standard deviation."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 and name in ("test", "held_out") else ""
+    return f"{statistics.mean(values):.3f}" if name == "train_loss" else f"{statistics.mean(values):.1f}{spread}"
+
+
+def report(args: argparse.Namespace) -> None:
+    """Writes the page."""
+    rows = results()
+    lines = [
+        "# At saturation: plain training, NetAug and in-place distillation",
+        "",
+        "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
+        "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs. "
+        "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch.",
+    ]
+    for network in NETWORKS:
+        of_network = [row for row in rows if row["network"] == network]
+        if not of_network:
+            continue
+        lines += ["", f"## {network}", ""]
+        header = ("method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest")
+        header += ("minutes of CPU", "test − plain, paired")
+        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        plain_rate = best_rate(rows, network, "plain", NETWORKS[network][3])
+        plain = {
+            row["seed"]: row["test"]
+            for row in of_network
+            if (row["method"], row["rate"], row["epochs"]) == ("plain", plain_rate, NETWORKS[network][3])
+        }
+        keys = dict.fromkeys((row["method"], row["epochs"], row["rate"]) for row in of_network)
+        for method, epochs, rate in sorted(keys, key=lambda key: (list(METHODS).index(key[0]), *key[1:])):
+            runs = [r for r in of_network if (r["method"], r["epochs"], r["rate"]) == (method, epochs, rate)]
+            chosen = rate == best_rate(rows, network, method, epochs)
+
+            means = [mean_of([run[name] for run in runs if run[name] is not None], name) for name in FIGURES[1:]]
+            test, train_loss, big, minutes = means
+            held_out = mean_of([run["held_out"] for run in runs], "held_out")
+            paired = [run["test"] - plain[run["seed"]] for run in runs if run["seed"] in plain]
+            cells = [f"**{method}**" if chosen and method in MAIN else method, epochs, f"{rate:g}", len(runs)]
+            cells += [test, held_out, train_loss, big, minutes, interval(paired)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    temporary = PAGE.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(PAGE)
+    print("\n".join(lines))
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="train what the results do not have yet")
+    command.add_argument("--cifar", required=True, metavar="PATH", help="holds train/<class>/ and test/<class>/")
+    command.add_argument("--network", choices=NETWORKS, default="nano")
+    command.add_argument("--methods", nargs="+", choices=METHODS, default=MAIN, metavar="METHOD")
+    command.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    command.add_argument("--rates", nargs="+", type=float, metavar="LR", help="in place of the grid or its best")
+    command.add_argument("--epochs", type=int, metavar="N", help="in place of the network's own number")
+    command.set_defaults(call=run)
+    commands.add_parser("report", help="write docs/saturation.md").set_defaults(call=report)
+    args = parser.parse_args()
+    args.call(args)
+
+
+if __name__ == "__main__":
+    main()

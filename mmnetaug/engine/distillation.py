@@ -1,0 +1,178 @@
+"""In-place distillation: the augmented network of a step teaches the tiny network on the same batch.
+
+Slimmable and once-for-all networks are trained so (Yu & Huang, 2019; Yu et al., 2020; Wang et al., 2021), and
+NetDistiller (Zhang et al., 2023) does it for tiny networks. Both networks see the same images and the layers behind the
+backbone have the same outputs at every width, so nothing has to be matched. Forward hooks catch these outputs: no model
+needs a subclass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..forward import dense_heads, flatten_tensors, is_detector
+
+Outputs = dict[str, tuple[Tensor, ...]]
+"""What each part of a model that is watched has returned in one forward pass."""
+
+
+class InPlaceDistillation:
+    """The loss of the base pass, (1 − λ) · L + λ · D, whose D compares the two networks' outputs.
+
+    * Classifiers: D = T² · KL(softmax(z' / T) ‖ softmax(z / T)) of the logits, the mean over images (Hinton et al.,
+      2015); with a sigmoid loss, the sum over classes of the Bernoulli divergences.
+    * Detectors: channel-wise divergence of the neck's outputs (Shu et al., 2021), normalised to zero mean and unit
+      variance: T² · KL over the positions of each channel, the mean over images and channels, the sum over levels. To
+      this the Bernoulli divergence of the class scores is added, over the sum of the teacher's scores, where the head
+      has such scores (a sigmoid and ``cls_out_channels`` of mmdet's dense heads).
+
+    Args:
+        weight: λ, above 0 and at most 1.
+        temperature: T, above 0.
+
+    Attributes:
+        last: D of the last base pass.
+    """
+
+    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+        if not 0 < weight <= 1:
+            raise ValueError(f"distill.weight is above 0 and at most 1, got {weight}")
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"distill.temperature is a finite number above 0, got {temperature}")
+        self.weight, self.temperature = weight, temperature
+        self.last = 0.0
+        self._caught: Outputs = {}
+        self._compare: dict[str, Callable[..., Tensor]] = {}
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Catches what the parts that are compared return, for the time of a ``with`` block.
+
+        Raises:
+            TypeError: The model is neither a classifier with a head nor a detector with a neck or class scores.
+        """
+        watched = dict(_watched(model))
+        if not watched:
+            raise TypeError(
+                f"distill compares a classifier's logits, or a detector's neck and class scores, and "
+                f"{type(model).__name__} has neither: leave optim_wrapper.distill out"
+            )
+        self._caught, self._compare = {}, {name: compare for name, (_, _, compare) in watched.items()}
+        with contextlib.ExitStack() as stack:
+            for name, (part, select, _) in watched.items():
+                stack.callback(part.register_forward_hook(self._catch(name, select)).remove)
+            yield
+
+    def _catch(self, name: str, select: Callable[[Any], tuple[Tensor, ...]]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
+            self._caught[name] = select(outputs)
+
+        return hook
+
+    def take(self, detached: bool = False) -> Outputs:
+        """The outputs caught since the last call.
+
+        Raises:
+            RuntimeError: A part was not called in the forward pass.
+        """
+        caught, self._caught = self._caught, {}
+        if absent := self._compare.keys() - caught.keys():
+            raise RuntimeError(
+                f"the loss of this model does not call its {' and '.join(sorted(absent))}, so that there are no "
+                "outputs to distill: leave optim_wrapper.distill out"
+            )
+        return {name: tuple(t.detach() if detached else t for t in tensors) for name, tensors in caught.items()}
+
+    def mix(self, loss: Tensor, teacher: Outputs) -> Tensor:
+        """The base pass's whole loss.
+
+        Args:
+            loss: The loss by the annotations, a scalar.
+            teacher: The augmented network's outputs, of all images or the first ones.
+        """
+        student = self.take()
+        divergence = sum(
+            compare(own[: len(target)], target, self.temperature)
+            for name, compare in self._compare.items()
+            for own, target in zip(student[name], teacher[name], strict=True)
+        )
+        self.last = divergence.item()
+        return (1 - self.weight) * loss + self.weight * divergence
+
+
+def _watched(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, Callable, Callable[..., Tensor]]]]:
+    """Yields name, part, selection of its outputs and divergence for each part of a model that is compared."""
+    if is_detector(model):
+        if isinstance(getattr(model, "neck", None), nn.Module):
+            yield "neck", (model.neck, flatten_tensors, channel_divergence)
+        for name in dense_heads(model):
+            head = getattr(model, name)
+            if _has_sigmoid(head) and hasattr(head, "cls_out_channels"):
+                yield name, (head, _class_scores(head), score_divergence)
+    elif isinstance(getattr(model, "head", None), nn.Module):
+        divergence = sigmoid_divergence if _has_sigmoid(model.head) else softmax_divergence
+        yield "head", (model.head, flatten_tensors, divergence)
+
+
+def _has_sigmoid(head: nn.Module) -> bool:
+    return any(getattr(module, "use_sigmoid", False) for module in head.modules())
+
+
+def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]]:
+    """Picks a dense head's class scores: by convention the first of its outputs, a list with one tensor a level."""
+    priors = getattr(head, "num_base_priors", 1)
+    channels = head.cls_out_channels * (priors if isinstance(priors, int) else 1)
+
+    def select(outputs: Any) -> tuple[Tensor, ...]:
+        maps = flatten_tensors(outputs[0])
+        return maps if all(scores.dim() == 4 and scores.shape[1] == channels for scores in maps) else ()
+
+    return select
+
+
+def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL of softmax distributions, from logits (N, classes); the mean over N."""
+    student, teacher = (F.log_softmax(_exact(logits) / temperature, 1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def sigmoid_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL of Bernoulli distributions, from logits (N, classes): the sum over classes, the mean over N."""
+    return temperature**2 * _bernoulli(student, teacher, temperature).sum() / len(student)
+
+
+def score_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL of Bernoulli distributions, from score maps (N, C, H, W): the sum, over that of the teacher's scores."""
+    scores = _exact(teacher).sigmoid().sum().clamp(min=1)
+    return temperature**2 * _bernoulli(student, teacher, temperature).sum() / scores
+
+
+def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL over the positions of each channel of normalised features (N, C, H, W); the mean over N and C."""
+    count = student.shape[0] * student.shape[1]
+    student, teacher = (
+        F.log_softmax(F.batch_norm(_exact(features), None, None, training=True).flatten(2) / temperature, 2)
+        for features in (student, teacher)
+    )
+    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True) / count
+
+
+def _bernoulli(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergences of Bernoulli distributions, element by element, from logits."""
+    student, teacher = _exact(student) / temperature, _exact(teacher) / temperature
+    target = teacher.sigmoid()
+    return target * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - target) * (
+        F.logsigmoid(-teacher) - F.logsigmoid(-student)
+    )
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least float32: a softmax loses small probabilities in less."""
+    return values if values.dtype == torch.float64 else values.float()
