@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # in place of benchmarks/, whose coverage.py numba would take for the package of that name
 
 import torch
 from mmengine.registry import MODELS as ROOT_MODELS
