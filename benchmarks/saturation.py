@@ -259,11 +259,11 @@ KEYS = ("network", "method", "rate", "epochs", "seed")
 FIGURES = ("held_out", "test", "train_loss", "largest", "minutes")
 
 
-def results(path: Path = RESULTS) -> list[dict]:
+def results() -> list[dict]:
     """All finished runs."""
-    if not path.exists():
+    if not RESULTS.exists():
         return []
-    with path.open(newline="") as file:
+    with RESULTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         row.update(rate=float(row["rate"]), epochs=int(row["epochs"]), seed=int(row["seed"]))

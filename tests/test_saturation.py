@@ -1,0 +1,72 @@
+"""The study at saturation: what it runs, what it chooses by, and that each method trains."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+
+from benchmarks import saturation
+
+
+class RandomData(saturation.Data):
+    """Noise images of ten classes; held-out and test images apart."""
+
+    def __init__(self, root: str = "") -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (640, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(640) % 10
+        self.images, self.labels = images[:256], labels[:256]
+        self.samples = [DataSample().set_gt_label(int(label)) for label in self.labels]
+        self.held_out, self.test = (images[256:384], labels[256:384]), (images[384:], labels[384:])
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(saturation, "RESULTS", tmp_path / "saturation.csv")
+    monkeypatch.setattr(saturation, "PAGE", tmp_path / "saturation.md")
+    monkeypatch.setattr(saturation, "Data", RandomData)
+    return tmp_path
+
+
+def run(**arguments) -> None:
+    defaults = dict(cifar="", network="nano", methods=["plain", "NetAug"], seeds=[0], rates=None, epochs=None)
+    saturation.run(argparse.Namespace(**defaults | arguments))
+
+
+def test_rates_are_chosen_by_held_out_accuracy_of_seed_0(results, monkeypatch):
+    """The test accuracy says otherwise, and has no say. A second call finds everything done."""
+    trained = []
+
+    def train(data, network, method, rate, epochs, seed, label):
+        trained.append((method.settings is None, rate, seed))
+        best = 0.4 if method.settings is None else 0.2
+        return dict(held_out=60 - abs(rate - best), test=rate, train_loss=1.0, minutes=1.0)
+
+    monkeypatch.setattr(saturation, "train", train)
+    run()
+    assert trained == [(plain, rate, 0) for plain in (True, False) for rate in (0.2, 0.4, 0.8)]
+    trained.clear()
+    run(seeds=[0, 1])
+    assert trained == [(True, 0.4, 1), (False, 0.2, 1)]
+    with pytest.raises(SystemExit, match="run seed 0"):
+        run(methods=["distillation, surgery"], seeds=[1])
+    saturation.report(None)
+    page = (results / "saturation.md").read_text()
+    assert "| **plain** | 40 | 0.4 | 2 |" in page and "| **NetAug** | 40 | 0.2 | 2 |" in page
+    assert "-0.20 ± 0.00" in page  # 0.2 - 0.4, both seeds
+
+
+@pytest.mark.parametrize("method", ["plain", "distillation, largest network often", "distillation, last third"])
+def test_a_method_trains(method):
+    figures = saturation.train(RandomData(), "nano", saturation.METHODS[method], 0.1, 3, 0, method)
+    assert all(math.isfinite(value) for value in figures.values())
+    assert ("largest" in figures) == (method != "plain")
+
+
+def test_the_interval_is_students():
+    """By a table: t = 4.303 with two degrees of freedom."""
+    assert saturation.interval([1.0, 2.0, 3.0]) == f"+2.00 ± {4.3027 / math.sqrt(3):.2f}"
