@@ -204,6 +204,21 @@ def test_a_distilled_step_is_that_of_independent_networks(case):
     assert_updated(elastic, expected)
 
 
+def test_it_adds_up_with_an_external_teacher(tmp_path):
+    """Both passes learn from the teacher; the base pass also from the augmented one."""
+    teacher = dict(classifier_config(), data_preprocessor=None)
+    weights = build_pair(classifier_config())[1].state_dict()
+    torch.save({name: torch.randn_like(value.float()).abs() / 3 for name, value in weights.items()}, tmp_path / "t.pth")
+    student = dict(type="mmnetaug.DistilledClassifier", teacher=teacher, teacher_checkpoint=str(tmp_path / "t.pth"))
+    elastic, plain = build_pair(classifier_config() | student, torch.float64)
+    plain._teacher = (copy.deepcopy(elastic.teacher),)  # which init_weights has loaded
+    data, divergences = labelled(), {"head": logits_divergence}
+    base, augmented = distilled_gradients(elastic, plain, data, elastic.elastic.sample(0, 0), divergences)
+    expected = {name: p.detach() - RATE * (base[name] + augmented[name]) for name, p in elastic.named_parameters()}
+    assert step(elastic, data, wrapper(elastic, distill=DISTILL))["loss_kd"] > 0
+    assert_updated(elastic, expected)
+
+
 def test_distillation_with_accumulation_and_clipping():
     config, data, divergences = CASES["classifier"]
     elastic, plain = build_pair(config(), torch.float64)
