@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ class DistilledClassifier(ImageClassifier):
 
     The teacher is no submodule: it is in no state dict, optimizer, EMA or gradient synchronisation, is always in
     evaluation mode and learns nothing. Checkpoints are those of an ``ImageClassifier``, and load strictly into one.
-    A batch that comes twice, as in the two passes of a NetAug step, is shown to the teacher once.
+    A batch that comes twice in a row, as in the two passes of a NetAug step, is shown to the teacher once.
 
     Args:
         teacher: Config of the teacher, or the name of a config file: a path, or ``'mmpretrain::...'``. It reads the
@@ -63,7 +62,7 @@ class DistilledClassifier(ImageClassifier):
                 "the student's classes, in the same order"
             )
         self._teacher = (teacher,)  # not an attribute that nn.Module would register
-        self._seen: tuple[Callable[[], Tensor | None], Tensor | None] = (lambda: None, None)
+        self._seen: tuple[Tensor, Tensor] | None = None  # the last batch, copied, and the teacher's scores
 
     @property
     def teacher(self) -> nn.Module:
@@ -81,6 +80,7 @@ class DistilledClassifier(ImageClassifier):
             raise ValueError("the teacher knows nothing: set teacher_checkpoint to its weights")
         with torch.random.fork_rng(devices=[]):  # which also draws what the checkpoint then replaces
             self.teacher.init_weights()
+        self._seen = None
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Losses of the head and of the distillation.
@@ -104,12 +104,13 @@ class DistilledClassifier(ImageClassifier):
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Tensor) -> Tensor:
-        """The teacher's scores (N, classes); those of the last batch are kept while that batch lives."""
-        batch, scores = self._seen
-        if batch() is not inputs:
-            scores = self.teacher(self._as_teacher_reads(inputs))
-            self._seen = (weakref.ref(inputs), scores)
-        return scores
+        """The teacher's scores (N, classes). Those of the last batch are kept.
+
+        Batches are compared by their values: a loader may hand over new images in the same memory.
+        """
+        if self._seen is None or not torch.equal(self._seen[0], inputs):
+            self._seen = inputs.clone(), self.teacher(self._as_teacher_reads(inputs))
+        return self._seen[1]
 
     def _as_teacher_reads(self, inputs: Tensor) -> Tensor:
         own, theirs = self.data_preprocessor, self.teacher.data_preprocessor
@@ -122,6 +123,7 @@ class DistilledClassifier(ImageClassifier):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledClassifier:
         self.teacher._apply(fn)  # to the student's device
+        self._seen = None
         return super()._apply(fn, recurse)
 
 
