@@ -37,6 +37,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.structures import InstanceData
+from mmnetaug.engine.lean import keep_freed_memory
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,7 +48,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mmnetaug import ChannelsLastHook
 from mmnetaug.elastic import Elastic, base_state_dict
-from mmnetaug.engine.lean import keep_freed_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXPAND, WIDTH = [1, 1.6, 2.2, 2.8], [1, 1.8, 2.6]

@@ -20,4 +20,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=3, eta_min=0),
 ]
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="auto"), logger=dict(interval=10))
-custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]  # faster on CPUs
+custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]  # nothing on a GPU

@@ -26,5 +26,5 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=0, end=7, T_max=7, eta_min=0),
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1), logger=dict(interval=20))
-custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]
+custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]
 randomness = dict(seed=0)

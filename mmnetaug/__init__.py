@@ -10,8 +10,8 @@ environment.check()
 from . import datasets, models
 from .builder import NetAug
 from .engine import (
-    ChannelsLastHook,
     ChannelSortHook,
+    CPUTuningHook,
     NetAugAmpOptimWrapper,
     NetAugOptimWrapper,
     NetAugScheduleHook,
@@ -21,8 +21,8 @@ from .engine import (
 from .version import __version__
 
 __all__ = [
+    "CPUTuningHook",
     "ChannelSortHook",
-    "ChannelsLastHook",
     "NetAug",
     "NetAugAmpOptimWrapper",
     "NetAugOptimWrapper",

@@ -41,5 +41,5 @@ param_scheduler = [
 ]
 
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1, save_best=None), logger=dict(interval=100))
-custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]
+custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]
 randomness = dict(seed=0)

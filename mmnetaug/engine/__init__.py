@@ -1,12 +1,13 @@
 """The NetAug training step and the hooks around it."""
 
+from .cpu_tuning import CPUTuningHook
 from .curves import TrainAccuracyHook
-from .hooks import ChannelsLastHook, ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
+from .hooks import ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
 from .optim_wrapper import NetAugAmpOptimWrapper, NetAugOptimWrapper
 
 __all__ = [
+    "CPUTuningHook",
     "ChannelSortHook",
-    "ChannelsLastHook",
     "NetAugAmpOptimWrapper",
     "NetAugOptimWrapper",
     "NetAugScheduleHook",

@@ -12,11 +12,9 @@ from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import Tensor, nn
 
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from ..registry import HOOKS
-from .lean import make_lean
 from .optim_wrapper import _NetAugStep, unwrapped
 
 
@@ -103,21 +101,6 @@ class ChannelSortHook(Hook):
             if isinstance(getattr(module, "elastic", None), ElasticSpace):
                 copies = [average.get_submodule(name) for average in averages]
                 sort_hidden_channels(module, wrapper.optimizer, copies)
-
-
-@HOOKS.register_module()
-class ChannelsLastHook(Hook):
-    """Trains and evaluates in the channels-last memory format, which is faster for depthwise networks on CPUs.
-
-    Convolutions keep the format of what they read, so converting the images is enough. Results change by rounding only.
-    Plain models are also made lean (``mmnetaug.engine.lean``), as NetAug's optimizer wrappers do with elastic ones.
-    """
-
-    def before_run(self, runner: Runner) -> None:
-        """Has the backbone read its images in channels-last."""
-        model = unwrapped(runner.model)
-        model.backbone.register_forward_pre_hook(_to_channels_last)
-        make_lean(model)
 
 
 @register_backend("mmnetaug_atomic", force=True)
@@ -220,10 +203,6 @@ def _check_netaug(runner: Runner, hook: str) -> None:
             f"{hook} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
             "optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"
         )
-
-
-def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
 
 
 def tiny_path(path: str | Path) -> Path:

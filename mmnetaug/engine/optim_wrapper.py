@@ -36,7 +36,6 @@ from torch.utils._pytree import tree_leaves
 from ..elastic import Elastic, ElasticSpace, find_spaces
 from ..registry import OPTIM_WRAPPERS
 from .distillation import InPlaceDistillation, Outputs
-from .lean import make_lean
 
 MAX_SKIPPED_IN_A_ROW = 50
 """After so many augmented passes in a row that are not finite, training stops."""
@@ -196,7 +195,6 @@ class _NetAugStep:
         self._sampled = {group.role for group in groups if len(set(group.choices())) > 1}
         for space in self._spaces:
             space.driven = True
-        make_lean(model)
         self._counting = [module for module in model.modules() if module._buffers]
         self._model = model
 

@@ -47,5 +47,5 @@ param_scheduler = [
 ]
 
 default_hooks = dict(train_accuracy=dict(images=2000), checkpoint=dict(interval=1))
-custom_hooks = [dict(type="mmnetaug.ChannelsLastHook")]
+custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]
 randomness = dict(seed=0)
