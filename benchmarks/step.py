@@ -1,13 +1,15 @@
-"""What a NetAug step costs: whole optimizer steps of four ways of training, in turn, in one process.
+"""What a NetAug step costs: whole optimizer steps of five ways of training, each in a process of its own.
 
     a  the plain model as the stock configs train it
-    b  the plain model in the best settings (channels-last, lean)
-    c  a straightforward two-pass NetAug: contiguous float32 weight slices per layer, stock layers, stock memory
-    d  this package, in the same settings as b
+    b  the plain model with CPUTuningHook
+    c  a straightforward two-pass NetAug: contiguous float32 weight slices per layer, stock layers, no hook
+    d  this package with CPUTuningHook
+    e  this package without it
 
-c and d take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that noise
-hits all alike. On a CPU the times are CPU times of one thread (what a step takes on an idle core); on a GPU, which is
-used if there is one, CUDA events. The GPU's path has not been run yet.
+The processes take turns, and none works while another is timed. Memory is left to glibc but for what the hook sets.
+c, d and e take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that
+noise hits all alike. On a CPU the times are CPU times of one thread (what a step takes on an idle core). On a GPU,
+which is used if there is one, CUDA events take the time. The GPU's path has not been run yet.
 
     python benchmarks/step.py mobilenet_v2_w0.35 --phases full expand --rounds 12 --json step.json
 """
@@ -15,15 +17,17 @@ used if there is one, CUDA events. The GPU's path has not been run yet.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import json
 import logging
+import multiprocessing
 import platform
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -37,7 +41,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.structures import InstanceData
-from mmnetaug.engine.lean import keep_freed_memory
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,8 +49,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmnetaug import ChannelsLastHook
-from mmnetaug.elastic import Elastic, base_state_dict
+from mmnetaug import CPUTuningHook
+from mmnetaug.elastic import Elastic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXPAND, WIDTH = [1, 1.6, 2.2, 2.8], [1, 1.8, 2.6]
@@ -98,9 +101,9 @@ def cases() -> dict[str, Case]:
     }
 
 
-def make_batch(case: Case, size: int) -> dict[str, Any]:
+def make_batch(case: Case) -> dict[str, Any]:
     """Random images with labels, or with five boxes each."""
-    generator = torch.Generator().manual_seed(0)
+    size, generator = case.size, torch.Generator().manual_seed(0)
     inputs = torch.randn(case.batch, 3, size, size, generator=generator).to(DEVICE)
     samples = []
     for _ in range(case.batch):
@@ -127,11 +130,11 @@ def build(case: Case, netaug: bool) -> nn.Module:
 class Plain:
     """Variants a and b: one pass of the plain model."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Any], lean: bool, bf16: bool = False) -> None:
-        self.model, self.batch, self.lean, self.bf16 = model, batch, lean, bf16
+    def __init__(self, model: nn.Module, batch: dict[str, Any], tuned: bool, bf16: bool = False) -> None:
+        self.model, self.batch, self.bf16 = model, batch, bf16
         self.optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9, nesterov=True, weight_decay=4e-5)
-        if lean:
-            ChannelsLastHook().before_run(SimpleNamespace(model=model))
+        if tuned:
+            CPUTuningHook().before_run(SimpleNamespace(model=model))
 
     def one_pass(self) -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.bf16):
@@ -148,7 +151,7 @@ class Straightforward(Plain):
     """Variant c: both passes one after the other, every layer cutting its weight out as the authors' layers do."""
 
     def __init__(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        super().__init__(model, batch, lean=False)
+        super().__init__(model, batch, tuned=False)
         model.elastic.driven = True
         for layer in model.modules():
             if isinstance(layer, Elastic) and isinstance(layer, nn.Conv2d):
@@ -166,10 +169,10 @@ class Straightforward(Plain):
 
 
 class Ours(Plain):
-    """Variant d: NetAug's optimizer wrapper, as MMEngine's training loop drives it."""
+    """Variants d and e: NetAug's optimizer wrapper, as MMEngine's training loop drives it."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Any], bf16: bool = False) -> None:
-        super().__init__(model, batch, lean=True, bf16=bf16)
+    def __init__(self, model: nn.Module, batch: dict[str, Any], tuned: bool, bf16: bool = False) -> None:
+        super().__init__(model, batch, tuned, bf16)
         type_ = "mmnetaug.NetAugAmpOptimWrapper" if bf16 else "mmnetaug.NetAugOptimWrapper"
         options = dict(dtype="bfloat16") if bf16 else {}
         self.wrapper = OPTIM_WRAPPERS.build(dict(type=type_, optimizer=self.optimizer, **options))
@@ -181,16 +184,7 @@ class Ours(Plain):
         self.wrapper.update_params(self.model.parse_losses(losses)[0])
 
 
-def release_freed_memory() -> None:
-    """glibc as it is without ``keep_freed_memory``, once its thresholds have adapted to large blocks."""
-    allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):
-        for option, value in ((-4, 65536), (-3, 2**25), (-1, 2**26)):  # mmap at most, from 32 MB on; trim at 64 MB
-            allocator.mallopt(option, value)
-        allocator.malloc_trim(0)
-
-
-def timed(run: Callable[[], None], lean: bool) -> float:
+def timed(run: Callable[[], None]) -> float:
     """Seconds of one call."""
     if DEVICE.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -199,7 +193,6 @@ def timed(run: Callable[[], None], lean: bool) -> float:
         events[1].record()
         torch.cuda.synchronize()
         return events[0].elapsed_time(events[1]) / 1000
-    keep_freed_memory() if lean else release_freed_memory()
     begin = time.process_time()
     run()
     return time.process_time() - begin
@@ -239,8 +232,8 @@ def peak_rates(bf16: bool) -> tuple[float, float]:
     """Floating-point operations a second of a large matrix product, bytes a second of a large copy."""
     a, b = torch.randn(2, 1536, 1536, device=DEVICE, dtype=torch.bfloat16 if bf16 else torch.float32)
     x, y = torch.randn(2, 2**25, device=DEVICE)
-    product = min(timed(lambda: a @ b, True) for _ in range(6))
-    copy = min(timed(lambda: y.copy_(x), True) for _ in range(6))
+    product = min(timed(lambda: a @ b) for _ in range(6))
+    copy = min(timed(lambda: y.copy_(x)) for _ in range(6))
     return 2 * 1536**3 / product, 2 * x.nbytes / copy
 
 
@@ -249,29 +242,62 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
 
 
-def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: bool, size: int) -> dict[str, Any]:
-    """All figures of one network."""
-    batch = make_batch(case, size)
+def serve(pipe: Connection, case: Case, variant: str, bf16: bool, threads: int) -> None:
+    """Trains one way, a step or a measurement at a time, as the other end of the pipe asks for it."""
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    trained = {
-        "a": lambda: Plain(build(case, False), batch, lean=False),
-        "b": lambda: Plain(build(case, False), batch, lean=True, bf16=bf16),
-        "c": lambda: Straightforward(build(case, True), batch),
-        "d": lambda: Ours(build(case, True), batch, bf16=bf16),
+    batch, model, tuned = make_batch(case), build(case, netaug=variant in "cde"), variant in "bd"
+    bf16 = bf16 and variant in "bde"
+    if variant == "c":
+        trained = Straightforward(model, batch)
+    else:
+        trained = (Plain if variant in "ab" else Ours)(model, batch, tuned, bf16)
+    answers = {
+        "step": lambda iteration, phase: timed(lambda: trained.step(iteration, phase)),
+        "base pass": lambda: timed(trained.one_pass),
+        "forget gradients": trained.optimizer.zero_grad,
+        "resident": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "sampling": lambda: sampling(trained),
+        "memory": lambda: memory(trained),
+        "roofline": lambda phase: roofline(trained, phase, bf16),
     }
-    trained = {name: trained[name]() for name in variants}
-    result: dict[str, Any] = {"batch": case.batch, "size": size}
+    while question := pipe.recv():
+        pipe.send(answers[question[0]](*question[1:]))
+
+
+class Worker:
+    """A process that trains one way."""
+
+    def __init__(self, case: Case, variant: str, bf16: bool, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, case, variant, bf16, threads), daemon=True)
+        self.process.start()
+        other.close()  # where the process dies, asking it ends in an EOFError
+
+    def ask(self, *question: Any) -> Any:
+        self.pipe.send(question)
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: bool, threads: int) -> dict[str, Any]:
+    """All figures of one network."""
+    workers = {name: Worker(case, name, bf16, threads) for name in variants}
+    result: dict[str, Any] = {"batch": case.batch, "size": case.size}
     for phase in phases:
-        seconds: dict[str, list[float]] = {name: [] for name in trained}
-        for number in range(-1, rounds):
-            names = list(trained)
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for number in range(-2, rounds):
+            names = list(workers)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                run = functools.partial(trained[name].step, number + 1, phase)
-                took = timed(run, trained[name].lean)
-                if number >= 0:  # the first round warms up
+                took = workers[name].ask("step", number + 2, phase)
+                if number >= 0:  # the first rounds warm up
                     seconds[name].append(took)
             print(f"  {phase}: round {number + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
-        pairs = [(x, y) for x in trained for y in trained if y < x and x + y in ("ba", "ca", "dc", "da", "db")]
         result[phase] = {
             "seconds": {
                 name: spread(values) | {"mean": round(statistics.mean(values), 4)} for name, values in seconds.items()
@@ -279,53 +305,67 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
             "ratios": {
                 f"{x}/{y}": spread([p / q for p, q in zip(seconds[x], seconds[y], strict=True)])
                 | {"of means": round(sum(seconds[x]) / sum(seconds[y]), 4)}
-                for x, y in pairs
+                for x, y in ("ba", "ca", "da", "ea", "db", "dc", "ec", "de")
+                if {x, y} <= workers.keys()
             },
         }
-    if "d" in trained:
-        result |= overheads(trained["d"], case, rounds, bf16) | memory(trained["d"])
-        flops, bandwidth = peak_rates(bf16)
-        with Watch(flops, bandwidth) as watch:
-            trained["d"].step(1, phases[0])
-        took = min(timed(functools.partial(trained["d"].step, 1, phases[0]), True) for _ in range(2))
-        result["roofline"] = {
-            "peak_gflops": round(flops / 1e9, 1),
-            "copy_gb_per_s": round(bandwidth / 1e9, 1),
-            "share": round(watch.floor / took, 3),
-        }
+    result["resident_mb"] = {name: round(worker.ask("resident") / 1e6) for name, worker in workers.items()}
+    if {"b", "d"} <= workers.keys():
+        result["base_pass_over_plain"] = base_pass_over_plain(workers["d"], workers["b"], rounds)
+    if "d" in workers:
+        result["sampling_seconds"] = workers["d"].ask("sampling")
+        result["peak_mb"] = workers["d"].ask("memory")
+        result["roofline"] = workers["d"].ask("roofline", phases[0])
+    for worker in workers.values():
+        worker.stop()
     return result
 
 
-def overheads(ours: Ours, case: Case, rounds: int, bf16: bool) -> dict[str, Any]:
-    """The elastic model's base pass against the plain model's in the same settings; sampling and setting widths."""
-    plain = Plain(build(case, False), ours.batch, lean=True, bf16=bf16)
-    plain.model.load_state_dict(base_state_dict(ours.model))
+def base_pass_over_plain(ours: Worker, plain: Worker, rounds: int) -> dict[str, Any]:
+    """The elastic model's base pass over the plain model's."""
     ratios = []
     for number in range(-1, 2 * rounds):
         both = [plain, ours] if number % 2 else [ours, plain]
-        took = {run: timed(run.one_pass, True) for run in both}
-        plain.optimizer.zero_grad(), ours.optimizer.zero_grad()
+        took = {worker: worker.ask("base pass") for worker in both}
+        for worker in both:
+            worker.ask("forget gradients")
         if number >= 0:
             ratios.append(took[ours] / took[plain])
+    return spread(ratios)
+
+
+def sampling(ours: Ours) -> float:
+    """Seconds that sampling and setting the widths of one step take."""
     space, begin = ours.model.elastic, time.process_time()
     for iteration in range(100):
         with space.at(space.sample(0, iteration)):
             pass
-    return {"base_pass_over_plain": spread(ratios), "sampling_seconds": (time.process_time() - begin) / 100}
+    return (time.process_time() - begin) / 100
+
+
+def roofline(ours: Ours, phase: str, bf16: bool) -> dict[str, float]:
+    """Share of a step that the machine would need at its measured peak rates."""
+    flops, bandwidth = peak_rates(bf16)
+    with Watch(flops, bandwidth) as watch:
+        ours.step(1, phase)
+    took = min(timed(lambda: ours.step(1, phase)) for _ in range(2))
+    return {
+        "peak_gflops": round(flops / 1e9, 1),
+        "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "share": round(watch.floor / took, 3),
+    }
 
 
 def memory(ours: Ours) -> dict[str, Any]:
     """Peak of tensors alive (MB) in the largest network's step, and in the larger pass alone."""
     space = ours.model.elastic
     largest, sample = space.largest(), space.sample
-    stored = sum(tensor.nbytes for tensor in ours.model.state_dict().values())
 
     def peak(run: Callable[[], None]) -> int:
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            others = torch.cuda.memory_allocated() - stored  # the other ways of training
             run()
-            return torch.cuda.max_memory_allocated() - others
+            return torch.cuda.max_memory_allocated()
         with Watch() as watch:
             run()
         return watch.peak
@@ -336,7 +376,7 @@ def memory(ours: Ours) -> dict[str, Any]:
     space.sample = lambda *args: largest
     step = peak(lambda: ours.step(0, "full"))
     space.sample = sample
-    return {"peak_mb": {"larger pass": round(alone / 1e6), "step": round(step / 1e6), "ratio": round(step / alone, 3)}}
+    return {"larger pass": round(alone / 1e6), "step": round(step / 1e6), "ratio": round(step / alone, 3)}
 
 
 def main() -> None:
@@ -344,19 +384,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help=f"default: all of {', '.join(known)}")
     parser.add_argument("--phases", nargs="+", choices=["full", "expand"], default=["full", "expand"])
-    parser.add_argument("--variants", default="abcd", help="some of abcd")
+    parser.add_argument("--variants", default="abcde", help="some of abcde")
     parser.add_argument("--rounds", type=int, default=12, help="at least 2")
     parser.add_argument("--batch", type=int, help="instead of each network's own")
-    parser.add_argument("--bf16", action="store_true", help="b and d under bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="b, d and e under bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="PATH", help="also write the figures; - for standard output alone")
     args = parser.parse_args()
     if unknown := set(args.networks) - known.keys():
         parser.error(f"no such network: {', '.join(unknown)}; there are {', '.join(known)}")
-    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcd"):
-        parser.error("--rounds is at least 2, --variants some of abcd")
-    MMLogger.get_current_instance().setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
+    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcde"):
+        parser.error("--rounds is at least 2, --variants some of abcde")
     out = sys.stderr if args.json == "-" else sys.stdout
     machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine()
     results: dict[str, Any] = {
@@ -367,7 +405,7 @@ def main() -> None:
     }
     for name in args.networks or known:
         case = known[name]._replace(**({"batch": args.batch} if args.batch else {}))
-        results[name] = measure(case, args.phases, args.variants, args.rounds, args.bf16, case.size)
+        results[name] = measure(case, args.phases, args.variants, args.rounds, args.bf16, args.threads)
         print(f"{name}: {json.dumps(results[name])}", file=out, flush=True)
         if args.json and args.json != "-":
             temporary = Path(f"{args.json}.tmp")
