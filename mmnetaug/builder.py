@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmdet.models import SemiBaseDetector
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
@@ -59,7 +60,7 @@ def NetAug(
         The model of the config, elastic, with the space of its widths as ``.elastic``.
 
     Raises:
-        ValueError: If a factor or an override is wrong.
+        ValueError: If a factor or an override is wrong, or the model is a semi-supervised detector.
         TraceError: If the model's backbone cannot be traced.
     """
     if init not in ("preserving", "authors"):
@@ -68,6 +69,11 @@ def NetAug(
     if data_preprocessor is not None:
         config.setdefault("data_preprocessor", data_preprocessor)
     built = ROOT_MODELS.build(config)
+    if isinstance(built, SemiBaseDetector):
+        raise ValueError(
+            f"{type(built).__name__} holds a detector twice, as student and as teacher: wrap the config of its "
+            "detector, detector=dict(type='mmnetaug.NetAug', model=...), not the whole"
+        )
     if not is_distributed():
         built = revert_sync_batchnorm(built)  # as MMEngine's Runner does, which cannot once the norms are elastic
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
