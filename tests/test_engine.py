@@ -744,6 +744,7 @@ RANKS = {
     "one rank not finite": (dict(), (1,)),
     "one rank not finite, clipped": (dict(clip_grad=dict(max_norm=0.5)), (1,)),
     "distilled": (dict(distill=dict(weight=0.3), normalize=True), ()),
+    "unused parameters": (dict(), ()),
 }
 """Settings of the optimizer wrapper, and the ranks whose augmented loss is not finite."""
 
@@ -756,7 +757,9 @@ def _rank(rank: int, port: int, path: str) -> None:
         elastic, _ = build_pair(detector_config("resnet18"), torch.float64)
         if rank in spoilt:
             spoil_augmented_loss(elastic)
-        distributed = MMDistributedDataParallel(elastic, broadcast_buffers=False)
+        if unused := case == "unused parameters":
+            elastic.unused = nn.Linear(1, 1)
+        distributed = MMDistributedDataParallel(elastic, broadcast_buffers=False, find_unused_parameters=unused)
         optim_wrapper = wrapper(distributed, **copy.deepcopy(settings))
         step_distributed(distributed, batch(seed=rank, dtype=torch.float64), optim_wrapper)
         torch.save(elastic.state_dict(), f"{path}/{case} {rank}.pth")
