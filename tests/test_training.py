@@ -20,6 +20,7 @@ from mmpretrain.structures import DataSample
 from test_drop_in import config_path, without_downloads
 from torch import nn
 
+from mmnetaug import ChannelSortHook
 from mmnetaug.elastic import base_state_dict, find_spaces
 
 SIZE = 64
@@ -184,6 +185,18 @@ def test_a_semi_supervised_detector(tmp_path):
         assert len(losses(runner, name)) == 3 and np.isfinite(losses(runner, name)).all()
     assert len(find_spaces(runner.model)) == 2
     assert_stock(runner, stock, "mmdet")
+
+    # The teacher averages the student's parameters one by one, so both must be sorted alike.
+    def average(parameter: torch.Tensor) -> torch.Tensor:
+        return 1 / (parameter.detach().abs() + 0.1)  # by itself, it would be sorted the other way round
+
+    pairs = list(zip(runner.model.student.parameters(), runner.model.teacher.parameters(), strict=True))
+    before = [student.detach().clone() for student, _ in pairs]
+    for student, teacher in pairs:
+        teacher.data = average(student)
+    ChannelSortHook(by_epoch=False).before_train_iter(runner, 0)
+    assert not all(torch.equal(old, student) for old, (student, _) in zip(before, pairs, strict=True))
+    assert all(torch.equal(teacher, average(student)) for student, teacher in pairs)
 
 
 def test_a_semi_supervised_detector_as_a_whole_is_refused():

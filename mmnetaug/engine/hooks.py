@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.models import SemiBaseDetector
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
 
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from ..registry import HOOKS
@@ -66,7 +68,8 @@ class NetAugScheduleHook(Hook):
 class ChannelSortHook(Hook):
     """Sorts hidden channels by importance while width augmentation is on, as the authors do at every epoch's start.
 
-    Momentum (or Adam's moments), norm statistics and the copy of an ``EMAHook`` are sorted along.
+    Momentum (or Adam's moments), norm statistics, the copy of an ``EMAHook`` and the teacher of a semi-supervised
+    detector, which averages its student, are sorted along.
 
     Args:
         interval: Epochs from one sorting to the next (iterations with ``by_epoch=False``).
@@ -95,9 +98,10 @@ class ChannelSortHook(Hook):
             since = batch_idx if runner.epoch % self.interval == 0 else accumulated
         if since >= accumulated:
             return
-        model = unwrapped(runner.model)
-        averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
-        for name, module in model.named_modules():
+        models = [unwrapped(runner.model)]
+        models += [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+        trained, *averages = [network for model in models for network in _student_and_average(model)]
+        for name, module in trained.named_modules():
             if isinstance(getattr(module, "elastic", None), ElasticSpace):
                 copies = [average.get_submodule(name) for average in averages]
                 sort_hidden_channels(module, wrapper.optimizer, copies)
@@ -175,6 +179,10 @@ class TinyCheckpointHook(CheckpointHook):
                 os.replace(temporary, twin)
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.sweep()
+
+
+def _student_and_average(model: nn.Module) -> list[nn.Module]:
+    return [model.student, model.teacher] if isinstance(model, SemiBaseDetector) else [model]
 
 
 def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
