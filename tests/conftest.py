@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
 
 import mmnetaug  # noqa: F401  # registers everything that configs name
 
 torch.set_num_threads(1)
+
+# Property tests: a few examples, always the same; many with --hypothesis-profile=long --hypothesis-seed=N.
+settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None, suppress_health_check=HealthCheck)
+settings.register_profile("long", max_examples=2500, deadline=None, suppress_health_check=HealthCheck)
+settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

@@ -6,19 +6,16 @@ classification data sets of mmpretrain, and the wrappers around them; of any oth
 and that its images can be read.
 """
 
-import json
+import os
 import random
-import xml.etree.ElementTree as ET
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from mmdet.datasets import CocoDataset, VOCDataset, XMLDataset
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
@@ -26,77 +23,19 @@ from mmnetaug.registry import as_list, type_name
 from mmnetaug.terminal import Progress, few
 
 from .classification import few_images, find_faults
-from .voc import VOCLayoutDataset
+from .coco import inspect_coco, read_coco
+from .report import DataError, DatasetReport, layouts
+from .voc import VOCLayoutDataset, inspect_voc
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
 OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), that sample alone is looked at
 NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # parts with classes of their own, or none
 THREADS = 4  # Pillow decodes without holding the interpreter's lock
+TOGETHER = 64  # files that a thread is handed at once: each by itself would cost more than looking at it
 
-VOC_LAYOUT = """    {root}/
-        JPEGImages/          the images
-        Annotations/         one XML file per image
-        ImageSets/Main/      train.txt and val.txt or test.txt: one image name per line, without suffix"""
-COCO_LAYOUT = """    {root}/
-        annotations/         instances_train*.json and instances_val*.json
-        train*/, val*/       the images"""
-VOC_SOURCE = """Pascal VOC 2007 and 2012 come from http://host.robots.ox.ac.uk/pascal/VOC/ : unpack
-VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar, so that there are VOC2007/ and
-VOC2012/ in the folder VOCdevkit, each with JPEGImages/, Annotations/ and ImageSets/Main/."""
-COCO_SOURCE = """COCO 2017 comes from https://cocodataset.org/#download : unpack train2017.zip, val2017.zip and
-annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotations/ in one folder."""
 FOLDERS_LAYOUT = """Images to classify lie in one folder per class, the same folders for training and validation:
     <data_root>/train/<class name>/*.jpg
     <data_root>/val/<class name>/*.jpg"""
-
-
-class DataError(ValueError):
-    """The data cannot be trained or tested on; the message lists every reason found."""
-
-
-def layouts(root: str | Path) -> str:
-    """How to lay out detection data below ``root``, for error messages."""
-    return (
-        f"Detection data lies in one of two layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
-        f"or COCO:\n{COCO_LAYOUT.format(root=root)}"
-    )
-
-
-@dataclass
-class DatasetReport:
-    """What was found in one data set.
-
-    Attributes:
-        name: What the config calls it, such as ``train``.
-        classes: Class names in the order of their labels.
-        images: Number of images.
-        decoded: Number of images that were fully decoded by the check.
-        objects: Objects (or images, in classification) of each class found in the annotations.
-        listed: Class names that the annotation file lists, with objects or without (COCO layout).
-        labels: Labels of images whose classes have no names.
-        problems: What keeps it from being used.
-        warnings: What training copes with.
-        hint: What to do when the data are not there.
-    """
-
-    name: str
-    classes: tuple[str, ...] = ()
-    images: int = 0
-    decoded: int = 0
-    objects: Counter = field(default_factory=Counter)
-    listed: set[str] = field(default_factory=set)
-    labels: set[int] = field(default_factory=set)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    hint: str = ""
-
-    def __str__(self) -> str:
-        line = f"{self.name}: {self.images} images ({self.decoded} decoded)"
-        if self.objects:
-            shown = [f"{name} {count}" for name, count in self.objects.most_common(8)]
-            more = ", ..." if len(self.objects) > 8 else ""
-            line += f", {sum(self.objects.values())} labels of {len(self.objects)} classes ({', '.join(shown)}{more})"
-        return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[DatasetReport]:
@@ -123,8 +62,8 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
         report = _inspect(dataset, split)
         _find_absent_classes(report, split == "train")
         for evaluator in as_list(cfg.get(f"{split}_evaluator")):
-            if evaluator.get("ann_file") and not Path(evaluator["ann_file"]).is_file():
-                report.problems.append(f"the ann_file of {split}_evaluator is absent: {evaluator['ann_file']}")
+            if fault := _find_evaluator_fault(evaluator, dataset):
+                report.problems.append(f"the ann_file of {split}_evaluator {fault}")
         reports.append(report)
     for other in reports[1:]:
         if other.classes and reports[0].classes and other.classes != reports[0].classes:
@@ -145,6 +84,24 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
             )
     _raise_problems(reports)
     return reports
+
+
+def _find_evaluator_fault(evaluator: dict, dataset: dict) -> str | None:
+    """What is wrong with the annotation file that an evaluator reads, unless it is that of the data set."""
+    path = evaluator.get("ann_file")
+    if path and not Path(path).is_file():
+        return f"is absent: {path}"
+    if path and type_name(evaluator) == "CocoMetric" and not _lies_at(dataset, path):
+        try:
+            read_coco(path)
+        except DataError as error:
+            return f"cannot be used: {error}"
+    return None
+
+
+def _lies_at(dataset: dict, ann_file: str) -> bool:
+    own = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+    return own.is_file() and own.samefile(ann_file)
 
 
 def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
@@ -224,9 +181,9 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
         XMLDataset.load_data_list,
         VOCLayoutDataset.load_data_list,
     ):
-        sizes = _inspect_voc(lazy, report, steps)
+        sizes = inspect_voc(lazy, report, steps)
     elif isinstance(lazy, CocoDataset) and type(lazy).load_data_list is CocoDataset.load_data_list:
-        sizes = _inspect_coco(lazy, report)
+        sizes = inspect_coco(lazy, report)
     else:
         sizes = _inspect_loaded(lazy, report)
     report.images = report.images or len(sizes)
@@ -243,6 +200,7 @@ def _merge(parts: list[DatasetReport], name: str) -> DatasetReport:
     for part in parts:
         merged.images += part.images
         merged.decoded += part.decoded
+        merged.without_objects += part.without_objects
         merged.objects += part.objects
         merged.listed |= part.listed
         merged.labels |= part.labels
@@ -266,163 +224,6 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
     if unknown:
         shown = few([f"{name} ({n})" for name, n in unknown.items()])
         report.warnings.append(f"{sum(unknown.values())} objects are of classes not in the config, and unused: {shown}")
-
-
-# --- Pascal VOC layout ------------------------------------------------------------------------------------------------
-
-
-def _drops_empty_boxes(dataset: XMLDataset, steps: Sequence) -> bool:
-    """Whether boxes without area are kept from the loss."""
-    if isinstance(dataset, VOCLayoutDataset) or dataset.test_mode or (dataset.bbox_min_size or 0) >= 1:
-        return True
-    return _has_step(steps, "FilterAnnotations")
-
-
-def _has_step(steps: Sequence, name: str) -> bool:
-    return any(type_name(step) == name for step in steps)
-
-
-def _inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> dict[str, tuple | None]:
-    """Read all XML files; returns ``image path: (width, height) or None``."""
-    root = Path(dataset.sub_data_root)
-    images, annotations = root / dataset.img_subdir, root / dataset.ann_subdir
-    wanted = {"list of images": dataset.ann_file, "images": images, "annotations": annotations}
-    absent = [f"{what} {path}" for what, path in wanted.items() if not Path(path).exists()]
-    if absent:
-        report.problems.append(f"not there: {'; '.join(absent)}")
-        report.hint = VOC_SOURCE if type(dataset) is VOCDataset else layouts(dataset.data_root or "<data_root>")
-        return {}
-    if not report.classes:
-        report.problems.append("no class names given (metainfo=dict(classes=(...)))")
-    if dataset.bbox_min_size and not dataset.test_mode and _has_step(steps, "TrainOnDifficult"):
-        report.problems.append(  # mmdet sets difficult and small objects apart by one and the same flag
-            "filter_cfg.bbox_min_size would have no effect, because TrainOnDifficult has all objects trained on: leave "
-            "small ones out by a FilterAnnotations behind it, or take it out of the pipeline"
-        )
-
-    names = dataset.image_names() if isinstance(dataset, VOCLayoutDataset) else {}
-    sizes, no_xml, broken, empty, outside = {}, [], [], [], []
-    for image_id in list_from_file(dataset.ann_file):
-        image, xml = str(images / names.get(image_id, f"{image_id}.jpg")), annotations / f"{image_id}.xml"
-        sizes[image] = None
-        if not xml.is_file():
-            no_xml.append(xml.name)
-            continue
-        try:
-            size, boxes = _read_xml(xml)
-        except (ET.ParseError, AttributeError, TypeError, ValueError) as error:
-            broken.append(f"{xml.name} ({error})")
-            continue
-        sizes[image] = size
-        for name, (x1, y1, x2, y2) in boxes:
-            report.objects[name] += 1
-            if x2 <= x1 or y2 <= y1:
-                empty.append(f"{xml.name} {name} [{x1}, {y1}, {x2}, {y2}]")
-            elif size and (x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]):
-                outside.append(f"{xml.name} {name} [{x1}, {y1}, {x2}, {y2}] in {size[0]}x{size[1]}")
-    if no_xml:
-        report.problems.append(f"{len(no_xml)} listed images have no annotation file: {few(no_xml)}")
-    if broken:
-        report.problems.append(f"{len(broken)} annotation files cannot be read: {few(broken)}")
-    if empty and not _drops_empty_boxes(dataset, steps):
-        report.problems.append(
-            f"{len(empty)} boxes without area would reach the loss, put dict(type='FilterAnnotations', "
-            f"min_gt_bbox_wh=(1, 1)) behind LoadAnnotations: {few(empty)}"
-        )
-        empty = []
-    _note_boxes(report, empty, outside)
-    if sizes and not report.objects and not dataset.test_mode and not report.problems:
-        report.problems.append("no object is annotated in it")
-    return sizes
-
-
-def _read_xml(path: Path) -> tuple[tuple[int, int] | None, list]:
-    """Read image size and objects of one XML file, as ``XMLDataset`` does."""
-    root = ET.parse(path).getroot()
-    size = root.find("size")
-    if size is not None:
-        size = int(size.find("width").text), int(size.find("height").text)
-    boxes = []
-    for item in root.findall("object"):
-        name, box = item.find("name").text, item.find("bndbox")
-        if not name:
-            raise ValueError("an object without a name")
-        boxes.append((name, [int(float(box.find(key).text)) for key in ("xmin", "ymin", "xmax", "ymax")]))
-    return size, boxes
-
-
-# --- COCO layout ------------------------------------------------------------------------------------------------------
-
-
-def _inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tuple | None]:
-    """Read the JSON file; returns ``image path: (width, height)``."""
-    folder, ann_file = Path(dataset.data_prefix["img"]), Path(dataset.ann_file)
-    absent = [f"{what} {path}" for what, path in (("annotations", ann_file), ("images", folder)) if not path.exists()]
-    if absent:
-        report.problems.append(f"not there: {'; '.join(absent)}")
-        is_coco = report.classes == CocoDataset.METAINFO["classes"]
-        report.hint = COCO_SOURCE if is_coco else layouts(dataset.data_root or "<data_root>")
-        return {}
-    try:
-        content = json.loads(ann_file.read_text())
-        categories = {one["id"]: one["name"] for one in content["categories"]}
-        images = {one["id"]: one for one in content["images"]}
-        sizes = {str(folder / one["file_name"]): (one["width"], one["height"]) for one in content["images"]}
-        annotations = content["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
-        report.problems.append(f"{ann_file} is not a COCO annotation file: {type(error).__name__} {error}")
-        return {}
-
-    report.listed = set(categories.values())
-    # CocoDataset numbers the classes in the order of the file, whatever the order in the config.
-    order = [name for name in categories.values() if name in report.classes]
-    if repeated := [name for name, count in Counter(order).items() if count > 1]:
-        numbers = [f"{name} has {[i for i, n in categories.items() if n == name]}" for name in repeated]
-        report.problems.append(
-            f"categories of {ann_file.name} share a name, which makes several classes of one: {few(numbers)}. Take the "
-            "ones without objects out of the file, or rename them"
-        )
-    elif set(order) != set(report.classes):
-        lost = [name for name in report.classes if name not in order]
-        report.problems.append(
-            f"no category of {ann_file.name} is called {few(lost)}; it has {few(categories.values())}"
-        )
-    elif tuple(order) != report.classes:
-        report.problems.append(f"the classes must be listed in the order of {ann_file.name}: {few(order, 100)}")
-
-    empty, outside, incomplete, orphans = [], [], [], []
-    for one in annotations:
-        label = f"annotation {one.get('id')}"
-        numbers = [one.get("area"), *(one.get("bbox") or ())]
-        if not {"iscrowd", "category_id", "image_id", "id"} <= one.keys() or not (
-            len(numbers) == 5 and all(isinstance(number, int | float) for number in numbers)
-        ):
-            incomplete.append(label)
-            continue
-        if one["image_id"] not in images or one["category_id"] not in categories:
-            orphans.append(label)
-            continue
-        name, image, (x, y, w, h) = categories[one["category_id"]], images[one["image_id"]], one["bbox"]
-        report.objects[name] += 1
-        if w < 1 or h < 1 or one["area"] <= 0:  # what CocoDataset leaves out
-            empty.append(f"{label} {name} {one['bbox']}")
-        elif x < -1 or y < -1 or x + w > image["width"] + 1 or y + h > image["height"] + 1:
-            outside.append(f"{label} {name} {one['bbox']} in {image['width']}x{image['height']}")
-    if incomplete:
-        report.problems.append(f"{len(incomplete)} annotations lack bbox, area, iscrowd or an id: {few(incomplete)}")
-    if orphans:
-        report.problems.append(f"{len(orphans)} annotations are of no listed image or category: {few(orphans)}")
-    _note_boxes(report, empty, outside)
-    if sizes and not report.objects and not dataset.test_mode and not report.problems:
-        report.problems.append("no object is annotated in it")
-    return sizes
-
-
-def _note_boxes(report: DatasetReport, empty: list[str], outside: list[str]) -> None:
-    if empty:
-        report.warnings.append(f"{len(empty)} boxes have no area, training leaves them out: {few(empty)}")
-    if outside:
-        report.warnings.append(f"{len(outside)} boxes reach beyond their image: {few(outside)}")
 
 
 # --- any other data set -----------------------------------------------------------------------------------------------
@@ -483,7 +284,9 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
     absent, damaged, resized = [], [], []
     with ThreadPoolExecutor(THREADS) as pool:
         progress = Progress(f"checking the {report.name} images", len(sizes))
-        for path, found in pool.map(check, sizes):
+        paths = list(sizes)
+        parts = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
+        for path, found in chain.from_iterable(pool.map(lambda part: [check(path) for path in part], parts)):
             progress.step()
             if found == "absent":
                 absent.append(path)
@@ -505,10 +308,9 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
 
 def _ends_properly(path: str) -> bool:
     """Whether a JPEG or PNG file ends with its end mark: a cheap test that finds files cut short."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         head = file.read(2)
-        file.seek(0, 2)
-        file.seek(max(file.tell() - 12, 0))
+        file.seek(max(os.fstat(file.fileno()).st_size - 12, 0))
         tail = file.read()
     return (head == b"\xff\xd8" and tail.endswith(b"\xff\xd9")) or (head == b"\x89P" and b"IEND" in tail)
 

@@ -5,16 +5,15 @@ A config asks for this with ``data_layout = 'auto'`` and says where the data lie
 work directory names every file and class, and runs without this module's help.
 """
 
-import json
-import xml.etree.ElementTree as ET
-from os.path import normpath
+from os.path import isfile, normpath
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.fileio import list_from_file
 
-from .check import DataError, iter_heads, layouts
-from .voc import IMAGE_SUFFIXES
+from .check import iter_heads
+from .coco import read_coco
+from .report import DataError, layouts
+from .voc import IMAGE_SUFFIXES, read_image_list, read_voc
 from .wrappers import leaves
 
 SPLITS = ("train", "val", "test")
@@ -162,7 +161,7 @@ def _voc_splits(root: Path) -> dict[str, dict]:
 
 
 def _voc_ids(root: Path, name: str) -> list[str]:
-    return list_from_file(root / f"ImageSets/Main/{name}.txt")
+    return read_image_list(root / f"ImageSets/Main/{name}.txt")
 
 
 def _voc_classes(root: Path, train: dict) -> list[str]:
@@ -175,10 +174,10 @@ def _voc_classes(root: Path, train: dict) -> list[str]:
         )
     for image_id in ids:
         try:
-            names.update(one.text for one in ET.parse(root / f"Annotations/{image_id}.xml").findall("object/name"))
-        except (OSError, ET.ParseError):
+            names.update(one.name for one in read_voc(root / f"Annotations/{image_id}.xml").object)
+        except DataError:
             continue
-    return sorted(filter(None, names))
+    return sorted(names)
 
 
 def _coco_splits(root: Path) -> dict[str, dict]:
@@ -190,7 +189,7 @@ def _coco_splits(root: Path) -> dict[str, dict]:
     if not files["train"] or not files["val"]:
         missing = "*train*.json" if not files["train"] else "*val*.json or *test*.json"
         raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
-    images = {path: [one["file_name"] for one in _load_coco(path)["images"]] for path in dict.fromkeys(files.values())}
+    images = {path: [one.file_name for one in read_coco(path).images] for path in dict.fromkeys(files.values())}
     folders = {path: _coco_folder(root, path, names) for path, names in images.items()}
     paths = {path: {normpath(folders[path] + name) for name in names} for path, names in images.items()}
     for name in ("val", "test"):
@@ -224,7 +223,7 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
     Beside ``images`` there may be masks or depths under the same names.
     """
     folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
-    found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
+    found = {folder: sum(isfile(folder / name) for name in names[:20]) for folder in folders}
     if not any(found.values()):
         example = names[0] if names else f"any *{IMAGE_SUFFIXES[0]}"
         raise DataError(f"no folder below {root} holds the images of {ann_file.name}, such as {example}.")
@@ -256,7 +255,7 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
 def _same_images(folder: Path, other: Path, names: list[str]) -> bool:
     """Whether two folders are one, or hold links to the same images."""
     pairs = [(folder / name, other / name) for name in names[:20]]
-    return any(one.is_file() and two.is_file() and one.samefile(two) for one, two in pairs)
+    return any(isfile(one) and isfile(two) and one.samefile(two) for one, two in pairs)
 
 
 def _coco_classes(root: Path, train: dict) -> list[str]:
@@ -264,19 +263,6 @@ def _coco_classes(root: Path, train: dict) -> list[str]:
 
     Categories without objects are often the parents of others in exported files.
     """
-    content = _load_coco(root / train["ann_file"])
-    used = {one.get("category_id") for one in content["annotations"]}
-    return [one["name"] for one in content["categories"] if one["id"] in used]
-
-
-def _load_coco(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise DataError(f"{path} is not a COCO annotation file: it needs images, annotations and categories.")
-    for kind, keys in (("images", {"id", "file_name"}), ("categories", {"id", "name"})):
-        if bad := [one for one in content[kind] if not keys <= one.keys()]:
-            raise DataError(f"{path}: {len(bad)} {kind} have no {' or no '.join(sorted(keys))}, such as {bad[0]}.")
-    return content
+    content = read_coco(root / train["ann_file"])
+    used = {one.category_id for one in content.annotations}
+    return [one.name for one in content.categories if one.id in used]

@@ -1,0 +1,187 @@
+"""Annotation files in COCO layout: decoded into typed structs, and checked for what mmdet would stop at or leave out."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from mmdet.datasets import CocoDataset
+
+from mmnetaug.terminal import few
+
+from .report import COCO_SOURCE, DataError, DatasetReport, layouts
+
+MAX_COORDINATE = 1e6  # no image is that large, and float32 still tells pixels apart
+Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # pycocotools keeps ids as float64
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=int(MAX_COORDINATE))]
+Coordinate = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+
+
+class CocoImage(msgspec.Struct, gc=False):
+    """An entry of ``images``."""
+
+    id: Id
+    file_name: str
+    width: Pixels
+    height: Pixels
+
+
+class CocoCategory(msgspec.Struct, gc=False):
+    """An entry of ``categories``."""
+
+    id: Id
+    name: str
+
+
+class CocoAnnotation(msgspec.Struct, gc=False):
+    """An entry of ``annotations``; ``bbox`` is left, top, width and height."""
+
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+    area: float
+    iscrowd: bool | int  # mmdet trains without it, pycocotools does not measure without it
+    ignore: bool | int | None = None
+
+
+class CocoFile(msgspec.Struct):
+    """What mmdet reads of an annotation file."""
+
+    images: list[CocoImage]
+    categories: list[CocoCategory]
+    annotations: list[CocoAnnotation]
+
+
+_decoder = msgspec.json.Decoder(CocoFile)
+
+
+def read_coco(path: str | Path) -> CocoFile:
+    """Decode an annotation file.
+
+    Raises:
+        DataError: It cannot be read, or something in it is absent or of the wrong type; the message says where.
+    """
+    try:
+        # as text, like pycocotools: msgspec passes over fields it does not know, whatever their encoding
+        return _decoder.decode(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a COCO annotation file: {error}") from error
+
+
+def inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tuple[int, int] | None]:
+    """Check the annotation file of a data set.
+
+    Args:
+        dataset: Built, but not loaded.
+        report: Filled in.
+
+    Returns:
+        ``image path: (width, height)``.
+    """
+    folder, ann_file = dataset.data_prefix["img"], Path(dataset.ann_file)
+    wanted = {"annotations": ann_file, "images": Path(folder)}
+    absent = [f"{what} {path}" for what, path in wanted.items() if not path.exists()]
+    if absent:
+        report.problems.append(f"not there: {'; '.join(absent)}")
+        is_coco = report.classes == CocoDataset.METAINFO["classes"]
+        report.hint = COCO_SOURCE if is_coco else layouts(dataset.data_root or "<data_root>")
+        return {}
+    try:
+        content = read_coco(ann_file)
+    except DataError as error:
+        report.problems.append(str(error))
+        return {}
+    report.images = len(content.images)
+    for kind in ("images", "categories", "annotations"):
+        if repeated := _repeated([one.id for one in getattr(content, kind)]):
+            report.problems.append(
+                f"{len(repeated)} ids of {kind} are given more than once in {ann_file.name}: {few(repeated)}"
+            )
+    _check_categories(content.categories, ann_file.name, report)
+    paths = [osp.join(folder, image.file_name) for image in content.images]
+    report.warn("images are listed more than once", _repeated(paths))
+    _check_annotations(content, paths, dataset, report)
+    return {path: (image.width, image.height) for path, image in zip(paths, content.images, strict=True)}
+
+
+def _repeated(values: Sequence) -> list:
+    """Values that occur more than once."""
+    if len(set(values)) == len(values):
+        return []
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _check_categories(categories: list[CocoCategory], file: str, report: DatasetReport) -> None:
+    report.listed = {one.name for one in categories}
+    # CocoDataset numbers the classes in the order of the file, whatever the order in the config.
+    order = [one.name for one in categories if one.name in report.classes]
+    if repeated := _repeated(order):
+        numbers = [f"{name} has {[one.id for one in categories if one.name == name]}" for name in repeated]
+        report.problems.append(
+            f"categories of {file} share a name, which makes several classes of one: {few(numbers)}. Take the "
+            "ones without objects out of the file, or rename them"
+        )
+    elif set(order) != set(report.classes):
+        lost = [name for name in report.classes if name not in order]
+        names = few(one.name for one in categories)
+        report.problems.append(f"no category of {file} is called {few(lost)}; it has {names}")
+    elif tuple(order) != report.classes:
+        report.problems.append(f"the classes must be listed in the order of {file}: {few(order, 100)}")
+
+
+def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset, report: DatasetReport) -> None:
+    """Count the objects of each class, and those that CocoDataset leaves out, by its own arithmetic."""
+    annotations, names = content.annotations, [one.name for one in content.categories]
+    images = {one.id: i for i, one in enumerate(content.images)}
+    categories = {one.id: i for i, one in enumerate(content.categories)}
+    count = len(annotations)
+    image = np.fromiter((images.get(one.image_id, -1) for one in annotations), np.int64, count)
+    label = np.fromiter((categories.get(one.category_id, -1) for one in annotations), np.int64, count)
+
+    def shown(mask: np.ndarray) -> list[str]:
+        found = [(annotations[i], names[label[i]], content.images[image[i]]) for i in np.flatnonzero(mask)]
+        return [f"annotation {one.id} {name} {list(one.bbox)} in {of.width}x{of.height}" for one, name, of in found]
+
+    orphans = (image < 0) | (label < 0)
+    if orphans.any():
+        ids = [f"annotation {annotations[i].id}" for i in np.flatnonzero(orphans)]
+        report.problems.append(f"{len(ids)} annotations are of no listed image or category: {few(ids)}")
+        return
+    boxes = np.fromiter(chain.from_iterable(one.bbox for one in annotations), float, 4 * count).reshape(-1, 4)
+    area = np.fromiter((one.area for one in annotations), float, count)
+    sizes = np.array([(one.width, one.height) for one in content.images], float).reshape(-1, 2)
+    size, low, extent = sizes[image], boxes[:, :2], boxes[:, 2:]
+    inside = np.clip(np.minimum(low + extent, size) - np.maximum(low, 0), 0, None)
+    unused = np.fromiter((bool(one.ignore) for one in annotations), bool, count)
+    outside = ~unused & (inside.prod(1) == 0) & (extent >= 1).all(1)
+    empty = ~unused & ~outside & ((extent < 1).any(1) | (area <= 0))
+    used = ~(unused | outside | empty)
+    with_objects = image[used & np.isin(label, [i for i, name in enumerate(names) if name in report.classes])]
+    report.without_objects = report.images - len(np.unique(with_objects))
+    report.objects.update({names[i]: int(n) for i, n in enumerate(np.bincount(label[used])) if n})
+    report.warn("objects are marked with ignore, training leaves them out", shown(unused))
+    report.warn("boxes have no area, training leaves them out", shown(empty))
+    report.warn("boxes lie outside of their image, training leaves them out", shown(outside))
+    report.warn(
+        "boxes reach beyond their image", shown(used & ((low < -1) | (low + extent > size + 1)).any(1))
+    )
+    if dataset.test_mode:
+        zero = [one.id for one in annotations if one.id == 0]
+        report.warn("annotations have the id 0, which pycocotools counts as missed: number them from 1", zero)
+    elif report.images and not report.objects:
+        report.problems.append("no object is annotated in it, or none has an area")
+    if dataset.filter_cfg and not dataset.test_mode:
+        of_class = np.isin(label, [i for i, name in enumerate(names) if name in report.classes])
+        left = np.zeros(len(sizes), bool)
+        if dataset.filter_cfg.get("filter_empty_gt", False):
+            left[:] = True
+            left[image[of_class]] = False  # CocoDataset also counts objects that it leaves out
+        left |= sizes.min(1) < dataset.filter_cfg.get("min_size", 0)
+        report.leave_out([paths[i] for i in np.flatnonzero(left)])

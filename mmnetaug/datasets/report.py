@@ -1,0 +1,88 @@
+"""What the checks of the data tell: what was found in a data set, what is wrong with it, and how data are laid out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmnetaug.terminal import few
+
+VOC_LAYOUT = """    {root}/
+        JPEGImages/          the images
+        Annotations/         one XML file per image
+        ImageSets/Main/      train.txt and val.txt or test.txt: one image name per line, without suffix"""
+COCO_LAYOUT = """    {root}/
+        annotations/         instances_train*.json and instances_val*.json
+        train*/, val*/       the images"""
+VOC_SOURCE = """Pascal VOC 2007 and 2012 come from http://host.robots.ox.ac.uk/pascal/VOC/ : unpack
+VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar, so that there are VOC2007/ and
+VOC2012/ in the folder VOCdevkit, each with JPEGImages/, Annotations/ and ImageSets/Main/."""
+COCO_SOURCE = """COCO 2017 comes from https://cocodataset.org/#download : unpack train2017.zip, val2017.zip and
+annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotations/ in one folder."""
+
+
+class DataError(ValueError):
+    """The data cannot be trained or tested on; the message lists every reason found."""
+
+
+def layouts(root: str | Path) -> str:
+    """How to lay out detection data below ``root``, for error messages."""
+    return (
+        f"Detection data lies in one of two layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
+        f"or COCO:\n{COCO_LAYOUT.format(root=root)}"
+    )
+
+
+@dataclass
+class DatasetReport:
+    """What was found in one data set.
+
+    Attributes:
+        name: What the config calls it, such as ``train``.
+        classes: Class names in the order of their labels.
+        images: Number of images.
+        decoded: Number of images that were fully decoded by the check.
+        without_objects: Number of images in which mmdet finds no object.
+        objects: Objects (or images, in classification) of each class found in the annotations, but for those that
+            mmdet leaves out.
+        listed: Class names that the annotation file lists, with objects or without (COCO layout).
+        labels: Labels of images whose classes have no names.
+        problems: What keeps it from being used.
+        warnings: What training copes with.
+        hint: What to do when the data are not there.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    images: int = 0
+    decoded: int = 0
+    without_objects: int = 0
+    objects: Counter = field(default_factory=Counter)
+    listed: set[str] = field(default_factory=set)
+    labels: set[int] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    hint: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.name}: {self.images} images ({self.decoded} decoded)"
+        if self.without_objects:
+            line += f", {self.without_objects} of them without objects"
+        if self.objects:
+            shown = [f"{name} {count}" for name, count in self.objects.most_common(8)]
+            more = ", ..." if len(self.objects) > 8 else ""
+            line += f", {sum(self.objects.values())} labels of {len(self.objects)} classes ({', '.join(shown)}{more})"
+        return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
+
+    def warn(self, text: str, items: Sequence) -> None:
+        """Add a warning that counts ``items`` and shows a few of them, if there are any."""
+        if items:
+            self.warnings.append(f"{len(items)} {text}: {few(items)}")
+
+    def leave_out(self, filtered: Sequence) -> None:
+        """Count the images that ``filter_cfg`` of the data set takes out."""
+        self.warn("images are left out by filter_cfg, being small or without objects", filtered)
+        if filtered and len(filtered) == self.images:
+            self.problems.append("filter_cfg leaves no image in it")
