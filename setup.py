@@ -1,4 +1,4 @@
-"""Installs the package ``mmnetaug``, and nothing of torch or OpenMMLab.
+"""Installs the package ``mmnetaug`` and two small readers of annotation files, but nothing of torch or OpenMMLab.
 
 Which build of torch, and which of OpenMMLab's two lines, is the user's choice: they must be there, and
 ``import mmnetaug`` says so where they are not. `requirements.txt` lists the environment that the tests run in.
@@ -22,6 +22,6 @@ setup(
     # links to the configs and tools, from where OpenMMLab looks for them
     package_data={"mmnetaug": [".mim/*.yml", ".mim/*/**"]},
     python_requires=">=3.10",
-    install_requires=[],
+    install_requires=["msgspec>=0.19", "defusedxml>=0.7.1"],
     extras_require={"deploy": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"]},  # tools/export.py
 )

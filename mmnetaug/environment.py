@@ -27,6 +27,8 @@ _PROVIDERS = {
     "mmdet": {"onedl-mmdetection": "3.5.0", "mmdet": "3.3.0"},
     "mmpretrain": {"onedl-mmpretrain": "1.3.0", "mmpretrain": "1.2.0"},
     "torch": {"torch": "2.6.0"},
+    "msgspec": {"msgspec": "0.19.0"},
+    "defusedxml": {"defusedxml": "0.7.1"},
 }
 
 _torchvision_schemas: Library | None = None

@@ -618,7 +618,10 @@ def edit_box(root: Path, **values) -> None:
         (lambda root: [p.unlink() for p in (root / "JPEGImages").iterdir()], "6 annotated images are absent: .* and 1"),
         (lambda root: first(root, "Annotations").unlink(), "1 listed images have no annotation file: 000001.xml"),
         (lambda root: first(root, "Annotations").write_text("<annotation>"), "1 annotation files cannot be read"),
-        (lambda root: write_voc_xml(first(root, "Annotations"), [("", (1, 2, 3, 4))]), r"000001\.xml cannot be read: Expected `str` of length >= 1 - at `\$\.object\[0\]\.name`"),
+        (
+            lambda root: write_voc_xml(first(root, "Annotations"), [("", (1, 2, 3, 4))]),
+            r"000001\.xml cannot be read: Expected `str` of length >= 1 - at `\$\.object\[0\]\.name`",
+        ),
         (lambda root: cut(first(root)), r"1 images are damaged.*000001.jpg \(image file is truncated"),
         (lambda root: first(root).write_bytes(b""), "1 images are damaged"),
         (lambda root: first(root).write_bytes(b"not an image"), r"1 images are damaged.*cannot identify image file\)"),
@@ -707,9 +710,6 @@ def edit_json(root: Path, edit, split="train") -> None:
         (lambda root: (root / "annotations/instances_train2017.json").write_text("[]"), "not a COCO annotation file"),
         (lambda root: first(root, "train2017").unlink(), "1 annotated images are absent"),
         (lambda root: cut(first(root, "train2017")), "1 images are damaged"),
-        (lambda root: edit_json(root, lambda c: c["annotations"][0].pop("area")), r"`area` - at `\$\.annotations\[0\]`"),
-        (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=[])), r"length 4, got 0 - at `\$\.annotations\[0\]\.bbox`"),
-        (lambda root: edit_json(root, lambda c: c["annotations"][0].update(bbox=None)), r"got `null` - at `\$\.annotations\[0\]\.bbox`"),
         (lambda root: edit_json(root, lambda c: c["annotations"][0].update(image_id=99)), "1 annotations are of no"),
         (lambda root: edit_json(root, lambda c: c["categories"].reverse()), "in the order of .*: dog, cat"),
         (

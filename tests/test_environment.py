@@ -11,14 +11,23 @@ import pytest
 
 from mmnetaug import environment
 
+READERS = {"msgspec": "0.22.0", "defusedxml": "0.7.1"}
 MAINTAINED = {
     "onedl-mmengine": "0.10.12",
     "onedl-mmcv": "2.3.6",
     "onedl-mmdetection": "3.5.1",
     "onedl-mmpretrain": "1.3.6",
     "torch": "2.13.0+cpu",
+    **READERS,
 }
-ORIGINAL = {"mmengine": "0.10.7", "mmcv": "2.1.0", "mmdet": "3.3.0", "mmpretrain": "1.2.0", "torch": "2.13.0"}
+ORIGINAL = {
+    "mmengine": "0.10.7",
+    "mmcv": "2.1.0",
+    "mmdet": "3.3.0",
+    "mmpretrain": "1.2.0",
+    "torch": "2.13.0",
+    **READERS,
+}
 
 
 @pytest.fixture
@@ -53,6 +62,8 @@ def test_maintained_line_needs_no_pkg_resources(installed):
         (MAINTAINED, {"onedl-mmcv": None}, (), ['mmcv is not installed: pip install "onedl-mmcv>=']),
         (ORIGINAL, {"mmcv": None}, (), ['mmcv is not installed: pip install "mmcv>=']),
         (MAINTAINED, {"torch": None}, (), ['torch is not installed: pip install "torch>=']),
+        (ORIGINAL, {"msgspec": None}, (), ['msgspec is not installed: pip install "msgspec>=']),
+        (MAINTAINED, {"defusedxml": None}, (), ['defusedxml is not installed: pip install "defusedxml>=']),
         (ORIGINAL, {"mmdet": "2.28.2"}, (), ['mmdet 2.28.2 is too old: pip install "mmdet>=3.3.0"']),
         (MAINTAINED, {"torch": "1.13.1+cu117"}, (), ["torch 1.13.1+cu117 is too old"]),
         (

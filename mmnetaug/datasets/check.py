@@ -286,7 +286,7 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
         progress = Progress(f"checking the {report.name} images", len(sizes))
         paths = list(sizes)
         parts = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
-        for path, found in chain.from_iterable(pool.map(lambda part: [check(path) for path in part], parts)):
+        for path, found in chain.from_iterable(pool.map(lambda part: list(map(check, part)), parts)):
             progress.step()
             if found == "absent":
                 absent.append(path)

@@ -1,4 +1,4 @@
-"""Annotation files in COCO layout: decoded into typed structs, and checked for what mmdet would stop at or leave out."""
+"""COCO annotation files: decoded into typed structs, and checked for what mmdet would stop at or leave out."""
 
 from __future__ import annotations
 
@@ -169,9 +169,7 @@ def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset
     report.warn("objects are marked with ignore, training leaves them out", shown(unused))
     report.warn("boxes have no area, training leaves them out", shown(empty))
     report.warn("boxes lie outside of their image, training leaves them out", shown(outside))
-    report.warn(
-        "boxes reach beyond their image", shown(used & ((low < -1) | (low + extent > size + 1)).any(1))
-    )
+    report.warn("boxes reach beyond their image", shown(used & ((low < -1) | (low + extent > size + 1)).any(1)))
     if dataset.test_mode:
         zero = [one.id for one in annotations if one.id == 0]
         report.warn("annotations have the id 0, which pycocotools counts as missed: number them from 1", zero)
