@@ -30,6 +30,8 @@ from mmdet.evaluation import VOCMetric
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, init_default_scope
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import mmnetaug  # noqa: F401 (registers the data sets)
 from mmnetaug import terminal
@@ -639,6 +641,70 @@ def test_voc_errors(voc_root, break_it, message):
         check_dataset(voc(voc_root))
 
 
+def edit_text(root: Path, old: str, new: str) -> None:
+    """Change the first annotation file."""
+    path = first(root, "Annotations")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY a "a"><!ENTITY b "&a;&a;&a;"><!ENTITY c "&b;&b;&b;">]><annotation>&c;'
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("<width>128", "<width>", r"invalid literal .* - at `\$\.size\.width`"),
+        ("<width>128", "<width>12.5", r"invalid literal .* - at `\$\.size\.width`"),
+        ("<height>96</height>", "", r"missing required field `height` - at `\$\.size`"),
+        ("<xmin>", "<xmin>inf</xmin><xmin>", r"got inf - at `\$\.object\[0\]\.bndbox\.xmin`"),
+        ("<xmin>", "<xmin>1e999</xmin><xmin>", r"got 1e999 - at `\$\.object\[0\]\.bndbox\.xmin`"),
+        ("<xmin>", "<xmin>nan</xmin><xmin>", r"got nan - at `\$\.object\[0\]\.bndbox\.xmin`"),
+        ("<xmin>", "<left>1</left><xmin>ten</xmin><xmin>", r"'ten' - at `\$\.object\[0\]\.bndbox\.xmin`"),
+        ("<bndbox>", "<bndbox/><bndbox>", r"got `str` - at `\$\.object\[0\]\.bndbox`"),
+        ("<difficult>0", "<difficult>no", r"'no' - at `\$\.object\[0\]\.difficult`"),
+        ("<annotation>", '<?xml version="1.0" encoding="klingon"?><annotation>', "unknown encoding: klingon"),
+        ("<annotation>", '<?xml version="1.0" encoding="utf-7"?><annotation>', "multi-byte encodings"),
+        ("<annotation>", BOMB, "EntitiesForbidden"),
+    ],
+)
+def test_malformed_voc_files_are_one_error_that_says_where(voc_root, old, new, message):
+    edit_text(voc_root, old, new)
+    with pytest.raises(
+        DataError, match=rf"1 annotation files cannot be read: .*000001\.xml cannot be read: .*{message}"
+    ):
+        check_data(custom_config(voc_root))
+
+
+def test_a_list_of_images_in_another_encoding_is_an_error(voc_root):
+    (voc_root / "ImageSets/Main/train.txt").write_bytes(b"000001\n\xff\n")
+    for check in (lambda: check_dataset(voc(voc_root)), lambda: custom_config(voc_root)):
+        with pytest.raises(DataError, match=r"train\.txt cannot be read as a list of images"):
+            check()
+
+
+def test_every_object_and_image_left_out_of_voc_files_is_counted(voc_root):
+    paths = sorted((voc_root / "Annotations").iterdir())
+    write_voc_xml(paths[0], [("cat", (130, 20, 160, 40)), ("cat", (20, 20, 60, 60))])
+    write_voc_xml(paths[1], [("dog", (20, 20, 20, 60))])
+    write_list(voc_root, "train", [*read_list(voc_root, "train"), "000003"])
+    dataset = voc(voc_root, filter_cfg=dict(filter_empty_gt=True))
+    with pytest.raises(DataError, match=r"1 boxes without area, or none within .* would reach the loss"):
+        check_dataset(dataset)
+    dataset["pipeline"] = [dict(type="FilterAnnotations")]
+    report = check_dataset(dataset)
+    for text in (
+        "1 boxes lie outside",
+        "1 boxes have no area",
+        "1 images are left out",
+        "1 images are listed more than",
+    ):
+        assert any(warning.startswith(text) for warning in report.warnings), text
+    assert (report.images, len(DATASETS.build(dict(dataset, pipeline=[])))) == (7, 6)
+    assert "7 images (6 decoded), 1 of them without objects" in str(report)
+
+
 def test_unknown_class_lists_the_names_found(voc_root):
     with pytest.raises(DataError, match="no annotation has the class catt; the annotations have cat, dog, emu"):
         check_dataset(voc(voc_root, classes=("catt", "dog", "emu")))
@@ -726,6 +792,125 @@ def test_coco_errors(coco_root, break_it, message):
     break_it(coco_root)
     with pytest.raises(DataError, match=message):
         check_dataset(coco(coco_root))
+
+
+def edit_first(kind: str, **values):
+    """An edit that changes the first entry of a list in a COCO file."""
+    return lambda content: content[kind][0].update(values)
+
+
+@pytest.mark.parametrize(
+    "edit, place",
+    [
+        (edit_first("images", width=None), r"`null` - at `\$\.images\[0\]\.width`"),
+        (edit_first("images", width="128"), r"`str` - at `\$\.images\[0\]\.width`"),
+        (edit_first("images", height=0), r">= 1 - at `\$\.images\[0\]\.height`"),
+        (edit_first("images", file_name=7), r"`int` - at `\$\.images\[0\]\.file_name`"),
+        (edit_first("images", id=[1]), r"`array` - at `\$\.images\[0\]\.id`"),
+        (edit_first("categories", name=None), r"`null` - at `\$\.categories\[0\]\.name`"),
+        (edit_first("annotations", category_id=[1]), r"`array` - at `\$\.annotations\[0\]\.category_id`"),
+        (edit_first("annotations", bbox=5), r"`int` - at `\$\.annotations\[0\]\.bbox`"),
+        (edit_first("annotations", bbox=[]), r"of length 4 - at `\$\.annotations\[0\]\.bbox`"),
+        (edit_first("annotations", bbox=[1, 2, 1e30, 4]), r"<= 1000000\.0 - at `\$\.annotations\[0\]\.bbox\[2\]`"),
+        (edit_first("annotations", bbox=[1, 2, float("nan"), 4]), r"malformed: invalid character \(byte \d+\)"),
+        (edit_first("annotations", area=float("inf")), r"malformed: invalid character \(byte \d+\)"),
+        (edit_first("annotations", area="9"), r"`str` - at `\$\.annotations\[0\]\.area`"),
+        (lambda content: content["annotations"][0].pop("area"), r"field `area` - at `\$\.annotations\[0\]`"),
+        (lambda content: content["annotations"].__setitem__(1, []), r"`array` - at `\$\.annotations\[1\]`"),
+        (lambda content: content.update(annotations=None), r"`null` - at `\$\.annotations`"),
+        (lambda content: content.pop("images"), "missing required field `images`"),
+    ],
+)
+def test_malformed_coco_files_are_one_error_that_says_where(coco_root, edit, place):
+    edit_json(coco_root, edit)
+    with pytest.raises(DataError, match=rf"instances_train2017\.json is not a COCO annotation file: .*{place}"):
+        check_dataset(coco(coco_root))
+    with pytest.raises(DataError, match=rf"instances_train2017\.json is not a COCO annotation file: .*{place}"):
+        custom_config(coco_root)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"info": ' + b"[" * 100_000, "recursion"),
+        ('{"images": [], "categories": [], "annotations": []}'.encode("utf-16"), "can't decode"),
+        (b'{"info": "\xff", "images": [], "categories": [], "annotations": []}', "can't decode"),
+        (b"", "truncated"),
+    ],
+    ids=["nested", "utf-16", "latin-1", "empty"],
+)
+def test_coco_files_that_are_no_json_are_one_error(coco_root, content, message):
+    (coco_root / "annotations/instances_train2017.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"instances_train2017\.json is not a COCO annotation file: .*{message}"):
+        check_dataset(coco(coco_root))
+
+
+@pytest.mark.parametrize("kind", ["images", "categories", "annotations"])
+def test_ids_of_coco_files_must_be_unique(coco_root, kind):
+    """Of two images with one id mmdet loses one without a word; of two annotations, it stops."""
+
+    def edit(content):
+        content[kind][1]["id"] = content[kind][0]["id"]
+
+    edit_json(coco_root, edit)
+    with pytest.raises(DataError, match=rf"1 ids of {kind} are given more than once in instances_train2017\.json"):
+        check_dataset(coco(coco_root))
+
+
+def test_every_object_that_mmdet_leaves_out_of_a_coco_file_is_counted(coco_root):
+    def edit(content):
+        first, second, third, fourth = content["annotations"][:4]
+        first.update(ignore=1)
+        second.update(bbox=[200, 10, 20, 20])
+        third.update(area=0)
+        fourth.update(bbox=[100, 10, 60, 20])
+
+    edit_json(coco_root, edit)
+    dataset = coco(coco_root, filter_cfg=dict(filter_empty_gt=True))
+    report = check_dataset(dataset)
+    for text in (
+        "1 objects are marked with ignore",
+        "1 boxes lie outside",
+        "1 boxes have no area",
+        "1 boxes reach beyo",
+    ):
+        assert any(warning.startswith(text) for warning in report.warnings), text
+    assert any(warning.startswith("1 images are left out by filter_cfg") for warning in report.warnings)
+    loaded = DATASETS.build(dataset)
+    assert (report.images, len(loaded)) == (4, 3)
+    assert report.objects.total() == sum(len(loaded.get_data_info(i)["instances"]) for i in range(3)) == 6 - 3
+
+
+def test_an_annotation_numbered_0_is_told_where_it_is_measured(coco_root):
+    """pycocotools marks what it found by the id of the annotation, and takes 0 for nothing."""
+    edit_json(coco_root, lambda content: [one.update(id=i) for i, one in enumerate(content["annotations"])], "val")
+    report = check_dataset(coco(coco_root, "val", test_mode=True), "val")
+    assert any("1 annotations have the id 0" in warning for warning in report.warnings)
+    file = str(coco_root / "annotations/instances_val2017.json")
+    truth = COCO(file)
+    for one in truth.dataset["annotations"]:
+        one["iscrowd"] = 0
+    found = truth.loadRes([dict(one, score=1.0) for one in truth.dataset["annotations"]])
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] < 1  # with everything found
+
+
+def test_the_file_that_an_evaluator_reads_is_checked_as_well(coco_root):
+    other = coco_root / "annotations/other.json"
+    shutil.copy(coco_root / "annotations/instances_val2017.json", other)
+    cfg = Config(
+        dict(
+            val_dataloader=dict(dataset=coco(coco_root, "val", test_mode=True)),
+            val_evaluator=dict(type="CocoMetric", ann_file=str(other)),
+        )
+    )
+    check_data(cfg)
+    other.write_text(other.read_text().replace('"iscrowd"', '"crowd"'))
+    with pytest.raises(DataError, match=r"ann_file of val_evaluator cannot be used: .*other\.json .*`iscrowd`"):
+        check_data(cfg)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, -3)])
