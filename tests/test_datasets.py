@@ -213,7 +213,7 @@ def custom_config(root: Path, **options) -> Config:
         type="mmnetaug.NetAug",
         model=dict(type="YOLOV3", backbone=dict(num_classes=1000), bbox_head=dict(type="YOLOV3Head", num_classes=80)),
     )
-    cfg.merge_from_dict(options)
+    cfg.merge_from_dict({"work_dir": str(root.parent / f"{root.name}_work"), **options})
     return fill_config(cfg, root)
 
 
@@ -234,9 +234,10 @@ def assert_usable(cfg: Config, images: dict[str, int], classes: tuple[str, ...])
     [
         (".jpg", dict(train=3, val=2), dict(train=3, val=2, test=2)),
         (".tif", dict(train=3, val=2), dict(train=3, val=2, test=2)),
-        (".png", dict(train=3, test=2), dict(train=3, val=2, test=2)),
         (".JPG", dict(train=4, val=2, test=3), dict(train=4, val=2, test=3)),
-        (".jpeg", dict(trainval=5, test=3), dict(train=5, val=3, test=3)),
+        # nothing to choose checkpoints by: a part of the training images is set aside
+        (".png", dict(train=3, test=2), dict(train=2, val=1, test=2)),
+        (".jpeg", dict(trainval=20, test=3), dict(train=18, val=2, test=3)),
     ],
 )
 def test_custom_voc(tmp_path, splits, expected, suffix):
@@ -246,10 +247,41 @@ def test_custom_voc(tmp_path, splits, expected, suffix):
     assert_usable(cfg, expected, ("cat", "dog", "emu"))
 
 
-def test_custom_voc_trains_on_trainval_only_where_test_measures(tmp_path):
-    make_voc_folder(tmp_path, dict(train=3, val=2))
+@pytest.mark.parametrize("test", [{}, dict(test=4)])
+def test_custom_voc_trains_on_train_and_chooses_by_val_where_trainval_is_there_too(tmp_path, test):
+    make_voc_folder(tmp_path, dict(train=3, val=2, **test))
     write_list(tmp_path, "trainval", read_list(tmp_path, "train") + read_list(tmp_path, "val"))
-    assert_usable(custom_config(tmp_path), dict(train=3, val=2, test=2), ("cat", "dog", "emu"))
+    cfg = custom_config(tmp_path)
+    assert_usable(cfg, dict(train=3, val=2, test=4 if test else 2), ("cat", "dog", "emu"))
+    reports = check_data(cfg, ("train", "val", "test"))
+    told = ["train.txt", "val.txt", "test.txt"][: len(reports)]
+    for report, name in zip(reports, told, strict=True):
+        assert f"of ImageSets/Main/{name}" in str(report)
+
+
+@pytest.mark.parametrize("train", ["train", "trainval"])
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_custom_data_without_val_hold_the_same_part_of_train_out(tmp_path, layout, train):
+    make = make_voc_folder if layout == "voc" else make_coco
+    make(tmp_path / "data", {train: 20, "test": 5}, ("cat", "dog", "emu"))
+    found = []
+    for work_dir in (tmp_path / "a", tmp_path / "b"):
+        cfg = custom_config(tmp_path / "data", work_dir=str(work_dir))
+        reports = check_data(cfg, ("train", "val", "test"))
+        assert [report.images for report in reports] == [18, 2, 5]
+        assert str(work_dir / "held_out/val") in str(reports[1])
+        if layout == "coco":
+            assert cfg.val_evaluator.ann_file == cfg.val_dataloader.dataset.ann_file
+        loaded = [DATASETS.build(cfg[f"{split}_dataloader"].dataset) for split in ("train", "val")]
+        found.append([{one.get_data_info(i)["img_path"] for i in range(len(one))} for one in loaded])
+        assert [len(part) for part in found[-1]] == [18, 2] and not found[-1][0] & found[-1][1]
+    assert found[0] == found[1]
+
+
+def test_one_training_image_cannot_be_held_out(tmp_path):
+    make_voc_folder(tmp_path, dict(train=1, test=2))
+    with pytest.raises(DataError, match="1 training images are too few"):
+        custom_config(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["{split}2017", "images/{split}", "images", "."])
@@ -329,14 +361,14 @@ def test_custom_coco_with_a_copy_of_the_images(tmp_path):
 def test_custom_coco_is_not_measured_on_what_it_is_trained_on(tmp_path):
     make_coco(tmp_path, dict(train=4), ("cat", "dog"), per_image=2)
     shutil.copy(tmp_path / "annotations/instances_train.json", tmp_path / "annotations/instances_val.json")
-    with pytest.raises(DataError, match=r"4 images of .* are in both instances_train\.json and instances_val\.json"):
+    with pytest.raises(DataError, match=r"4 images are in both instances_train\.json and instances_val\.json of "):
         custom_config(tmp_path)
     file = tmp_path / "annotations/instances_val.json"
     content = json.loads(file.read_text())
     for image in content["images"]:
         image["file_name"] = f"train/{image['file_name']}"
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"4 images of .* are in both"):
+    with pytest.raises(DataError, match="4 images are in both"):
         custom_config(tmp_path)
 
 
@@ -702,7 +734,7 @@ def test_every_object_and_image_left_out_of_voc_files_is_counted(voc_root):
     ):
         assert any(warning.startswith(text) for warning in report.warnings), text
     assert (report.images, len(DATASETS.build(dict(dataset, pipeline=[])))) == (7, 6)
-    assert "7 images (6 decoded), 1 of them without objects" in str(report)
+    assert "7 images (6 decoded) of ImageSets/Main/train.txt, 1 of them without objects" in str(report)
 
 
 def test_unknown_class_lists_the_names_found(voc_root):

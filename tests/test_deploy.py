@@ -50,7 +50,7 @@ sweep, export, test, compare, train = (load_tool(name) for name in ("sweep", "ex
 def place(tmp_path_factory) -> Path:
     """Configs of a detector and a classifier with and without NetAug, their data, and weights."""
     place = tmp_path_factory.mktemp("deploy")
-    make_voc_folder(place / "data", dict(train=4, test=4), CLASSES)
+    make_voc_folder(place / "data", dict(train=4, val=4), CLASSES)
     make_class_folders(place / "classes")
     detector = DETECTOR.format(repo=REPO, model=detector_config("resnet18"))
     (place / "plain.py").write_text(detector)

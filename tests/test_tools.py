@@ -108,7 +108,7 @@ def run(tool, *args) -> int:
 def place(tmp_path_factory) -> Path:
     """Data, and configs with and without NetAug."""
     place = tmp_path_factory.mktemp("tools")
-    make_voc_folder(place / "data", dict(train=4, test=4), CLASSES)
+    make_voc_folder(place / "data", dict(train=4, val=4), CLASSES)
     (place / "plain.py").write_text(DETECTOR.format(repo=REPO, model=detector_config("resnet18")))
     (place / "netaug.py").write_text(NETAUG.format(plain=place / "plain.py"))
     return place

@@ -157,7 +157,7 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
     if "dataset" in dataset:
         return _inspect(dataset["dataset"], name, steps)
 
-    report = DatasetReport(name)
+    report = DatasetReport(name, source=dataset.get("ann_file") or "")
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = dataset["type"] if isinstance(dataset["type"], type) else registry.get(dataset["type"])
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
@@ -196,7 +196,8 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
 
 
 def _merge(parts: list[DatasetReport], name: str) -> DatasetReport:
-    merged = DatasetReport(name, parts[0].classes, hint=next((part.hint for part in parts if part.hint), ""))
+    sources = ", ".join(part.source for part in parts if part.source)
+    merged = DatasetReport(name, sources, parts[0].classes, hint=next((part.hint for part in parts if part.hint), ""))
     for part in parts:
         merged.images += part.images
         merged.decoded += part.decoded

@@ -5,6 +5,9 @@ A config asks for this with ``data_layout = 'auto'`` and says where the data lie
 work directory names every file and class, and runs without this module's help.
 """
 
+import json
+import os
+import random
 from os.path import isfile, normpath
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from .voc import IMAGE_SUFFIXES, read_image_list, read_voc
 from .wrappers import leaves
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = 0.1  # of the training images, to choose checkpoints by where there is no split for that
 
 
 def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
@@ -28,7 +32,9 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
 
     Returns:
         The same config. Where it said ``data_layout = 'auto'``, each data loader now reads its split, the evaluators
-        suit the layout, and every head's ``num_classes`` is the number of classes.
+        suit the layout, and every head's ``num_classes`` is the number of classes. Where there are images to train on
+        and to test on, but none to choose checkpoints by, a fixed tenth of the former is set aside for that: the lists
+        of both parts are written to ``held_out`` in the work directory.
 
     Raises:
         DataError: No data, or no training or no validation split, or no class names below ``data_root``.
@@ -40,7 +46,7 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
     root = Path(cfg.data_root)
     layout = find_layout(root)
     find_splits, read_classes = (_voc_splits, _voc_classes) if layout == "voc" else (_coco_splits, _coco_classes)
-    splits = find_splits(root)
+    splits = find_splits(root, Path(cfg.get("work_dir") or "work_dirs").resolve() / "held_out")
     classes = cfg.get("classes") or read_classes(root, splits["train"])
     if not classes:
         raise DataError(f"no image listed in {root / splits['train']['ann_file']} has an annotated object.")
@@ -132,41 +138,67 @@ def _layouts_at(root: Path) -> list[str]:
     return ["voc"] * voc + ["coco"] * coco
 
 
-def _voc_splits(root: Path) -> dict[str, dict]:
+def _voc_splits(root: Path, held_out: Path) -> dict[str, dict]:
     """Settings of the three data sets, from the lists in ``ImageSets/Main``."""
-    lists = {path.stem for path in (root / "ImageSets/Main").glob("*.txt")}
-    # trainval holds val as well: train on it only where test measures
-    train = "trainval" if "trainval" in lists and ("test" in lists or "train" not in lists) else "train"
-    held_out = [name for name in ("val", "test") if name in lists and not (name == "val" and train == "trainval")]
-    if train not in lists or not held_out:
+    folder = root / "ImageSets/Main"
+    lists = {path.stem for path in folder.glob("*.txt")}
+    # trainval holds val as well: train on it only where nothing else is there to choose by
+    train = "train" if "train" in lists and ("val" in lists or "trainval" not in lists) else "trainval"
+    measured = [name for name in ("val", "test") if name in lists]
+    if train not in lists or not measured:
         missing = "val.txt or test.txt, images to measure on that are not trained on" if train in lists else "train.txt"
-        raise DataError(f"{root}/ImageSets/Main has no {missing}.\n{layouts(root)}")
-    names = {"train": train, "val": held_out[0], "test": held_out[-1]}
-    ids = {name: set(_voc_ids(root, name)) for name in set(names.values())}
-    for name in ("val", "test"):
-        both = ids[train] & ids[names[name]]
-        if both:
-            raise DataError(
-                f"{len(both)} images are in both {train}.txt and {names[name]}.txt of {root}/ImageSets/Main, such as "
-                f"{min(both)}: what is trained on cannot be measured on."
-            )
+        raise DataError(f"{folder} has no {missing}.\n{layouts(root)}")
+    files = {
+        split: folder / f"{name}.txt" for split, name in zip(SPLITS, (train, measured[0], measured[-1]), strict=True)
+    }
+    ids = {path: read_image_list(path) for path in dict.fromkeys(files.values())}
+    _check_disjoint({path: set(names) for path, names in ids.items()}, files)
+    if "val" not in lists:
+        kept, chosen = _hold_out(ids[files["train"]])
+        files.update(train=held_out / "train.txt", val=held_out / "val.txt")
+        for split, names in (("train", kept), ("val", chosen)):
+            _write(files[split], "".join(f"{name}\n" for name in names))
     return {
-        split: dict(
-            type="mmnetaug.VOCLayoutDataset",
-            ann_file=f"ImageSets/Main/{name}.txt",
-            data_prefix=dict(sub_data_root=""),
-        )
-        for split, name in names.items()
+        split: dict(type="mmnetaug.VOCLayoutDataset", ann_file=_below(root, path), data_prefix=dict(sub_data_root=""))
+        for split, path in files.items()
     }
 
 
-def _voc_ids(root: Path, name: str) -> list[str]:
-    return read_image_list(root / f"ImageSets/Main/{name}.txt")
+def _check_disjoint(images: dict[Path, set[str]], files: dict[str, Path]) -> None:
+    """Check that no image is trained on and measured on."""
+    for name in ("val", "test"):
+        if both := images[files["train"]] & images[files[name]]:
+            raise DataError(
+                f"{len(both)} images are in both {files['train'].name} and {files[name].name} of {files[name].parent}, "
+                f"such as {min(both)}: what is trained on cannot be measured on."
+            )
+
+
+def _hold_out(images: list) -> tuple[list, list]:
+    """Set the same part of some images aside every time; returns the rest and that part."""
+    chosen = set(random.Random(0).sample(range(len(images)), max(1, round(HELD_OUT * len(images))) if images else 0))
+    parts = [one for i, one in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
+    if not parts[0]:
+        raise DataError(f"{len(images)} training images are too few to set some aside to choose checkpoints by.")
+    return parts
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole: several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _below(root: Path, path: Path) -> str:
+    """A path as data sets with that root read it: relative to it where it lies there."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def _voc_classes(root: Path, train: dict) -> list[str]:
     """Names of all training objects, in alphabetical order. Files that cannot be read are left to the checks."""
-    names, ids = set(), _voc_ids(root, Path(train["ann_file"]).stem)
+    names, ids = set(), read_image_list(root / train["ann_file"])
     if ids and not any((root / f"Annotations/{image_id}.xml").is_file() for image_id in ids):
         raise DataError(
             f"no line of {root}/{train['ann_file']} names an annotation file, such as {f'Annotations/{ids[0]}.xml'!r}: "
@@ -180,26 +212,30 @@ def _voc_classes(root: Path, train: dict) -> list[str]:
     return sorted(names)
 
 
-def _coco_splits(root: Path) -> dict[str, dict]:
+def _coco_splits(root: Path, held_out: Path) -> dict[str, dict]:
     """Settings of the three data sets, from the JSON files in ``annotations``."""
     files = {name: _coco_file(root, name) for name in SPLITS}
     for name in ("val", "test"):  # trainval is no split to measure on
         files[name] = None if files[name] == files["train"] else files[name]
+    has_val = files["val"] is not None
     files["val"], files["test"] = files["val"] or files["test"], files["test"] or files["val"]
     if not files["train"] or not files["val"]:
         missing = "*train*.json" if not files["train"] else "*val*.json or *test*.json"
         raise DataError(f"{root}/annotations has no {missing}.\n{layouts(root)}")
     images = {path: [one.file_name for one in read_coco(path).images] for path in dict.fromkeys(files.values())}
-    folders = {path: _coco_folder(root, path, names) for path, names in images.items()}
-    paths = {path: {normpath(folders[path] + name) for name in names} for path, names in images.items()}
-    for name in ("val", "test"):
-        if both := paths[files["train"]] & paths[files[name]]:
-            raise DataError(
-                f"{len(both)} images of {root} are in both {files['train'].name} and {files[name].name}, such as "
-                f"{min(both)}: what is trained on cannot be measured on."
-            )
+    found = {path: _coco_folder(root, path, names) for path, names in images.items()}
+    folders = {split: found[path] for split, path in files.items()}
+    paths = {path: {normpath(found[path] + name) for name in names} for path, names in images.items()}
+    _check_disjoint(paths, files)
+    if not has_val:
+        content = json.loads(files["train"].read_text())
+        for split, part in zip(("train", "val"), _hold_out(content["images"]), strict=True):
+            ids = {one["id"] for one in part}
+            of_part = [one for one in content["annotations"] if one["image_id"] in ids]
+            files[split], folders[split] = held_out / f"{split}.json", folders["train"]
+            _write(files[split], json.dumps({**content, "images": part, "annotations": of_part}))
     return {
-        split: dict(type="mmdet.CocoDataset", ann_file=str(path.relative_to(root)), data_prefix=dict(img=folders[path]))
+        split: dict(type="mmdet.CocoDataset", ann_file=_below(root, path), data_prefix=dict(img=folders[split]))
         for split, path in files.items()
     }
 

@@ -41,6 +41,7 @@ class DatasetReport:
 
     Attributes:
         name: What the config calls it, such as ``train``.
+        source: The list of images or annotation file that it is made of, as the config gives it.
         classes: Class names in the order of their labels.
         images: Number of images.
         decoded: Number of images that were fully decoded by the check.
@@ -55,6 +56,7 @@ class DatasetReport:
     """
 
     name: str
+    source: str = ""
     classes: tuple[str, ...] = ()
     images: int = 0
     decoded: int = 0
@@ -67,7 +69,7 @@ class DatasetReport:
     hint: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.name}: {self.images} images ({self.decoded} decoded)"
+        line = f"{self.name}: {self.images} images ({self.decoded} decoded)" + f" of {self.source}" * bool(self.source)
         if self.without_objects:
             line += f", {self.without_objects} of them without objects"
         if self.objects:
