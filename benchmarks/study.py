@@ -45,7 +45,7 @@ from scipy import stats
 from benchmarks.study_runs import EXPERIMENTS, TASKS, Experiment
 from mmnetaug.analysis.cost import count_cost
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
-from mmnetaug.cli import replaced_when_done
+from mmnetaug.files import read_log, replaced_when_done
 from mmnetaug.preflight import build_model
 
 FOLDER = ROOT / "work_dirs/study"
@@ -184,7 +184,8 @@ def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:
             ).returncode
         if step == "train":
             before = json.loads(minutes.read_text()) if minutes.exists() else 0.0
-            minutes.write_text(json.dumps(before + (time.time() - begin) / 60))
+            with replaced_when_done(minutes) as temporary:
+                temporary.write_text(json.dumps(before + (time.time() - begin) / 60))
         if code:
             raise RuntimeError(f"{experiment.name}, seed {seed}: see {work_dir / step}.log")
     measured = json.loads((work_dir / "test.json").read_text())
@@ -212,8 +213,7 @@ def run(experiment: Experiment, seed: int, data: str) -> dict[str, Any]:
 
 def scalars(work_dir: Path, name: str) -> list[dict[str, Any]]:
     """What a run logged with a value of this name, over all of its interruptions."""
-    lines = (line for log in sorted(work_dir.glob("*/vis_data/scalars.json")) for line in log.read_text().splitlines())
-    return [entry for entry in map(json.loads, lines) if name in entry]
+    return [entry for entry in read_log(work_dir) if name in entry]
 
 
 def curve(work_dir: Path, name: str) -> dict[int, float]:

@@ -4,22 +4,26 @@ A checkpoint is a pickle, and a pickle can run any command when it is loaded. Ti
 types, so torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``,
 numpy scalars). Under torch 2.6 and later the original line therefore cannot resume from its own, and the maintained
 line goes too far: it allows ``getattr``, with which a pickle reaches everything, and falls back to a full unpickle for
-*any* file. So who may run code is said here: no file read by :func:`load_tensors`, no download within
-:func:`tensors_only`, and what the user vouches for, such as a file in the own work directory, within
-:func:`trusted_load`.
+*any* file. So who may run code is said here: nothing within :func:`tensors_only`, where the tools do all of their work,
+and what the user vouches for, such as a file in the run's own work directory, within :func:`trusted_load`.
+
+A config is a Python program, which runs when it is read: a config from elsewhere needs the trust that a program needs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import pickle
+import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
@@ -27,6 +31,11 @@ from torch import nn
 # the second only those that do not say `weights_only` themselves.
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANY_OBJECT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+_PICKLED = (
+    "{} holds pickled objects, which can run any command on this machine when they are loaded. If it is a full "
+    "training checkpoint, use the *_tiny.pth beside it; if you know where it comes from, pass --trust-checkpoint."
+)
 
 
 class CheckpointError(ValueError):
@@ -55,17 +64,81 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         *(KeyError, IndexError, ValueError, TypeError, AttributeError),
     ) as error:
         if isinstance(error, pickle.UnpicklingError) and _is_torch_file(path):
-            raise CheckpointError(
-                f"{path} holds pickled objects, which can run any command on this machine when they are loaded. "
-                "If it is a full training checkpoint, use the *_tiny.pth beside it; "
-                "if you know where it comes from, pass --trust-checkpoint."
-            ) from error
+            raise CheckpointError(_PICKLED.format(path)) from error
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint at all: copy it again"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
     return checkpoint
+
+
+def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU, as tensors and plain types alone unless it is trusted.
+
+    Args:
+        path: A file, or a URL or name that MMEngine can download from.
+        trusted: Whether it may hold any pickle.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds objects and is not trusted.
+    """
+    if is_local(path) and not trusted:
+        return load_tensors(path)
+    try:
+        with trusted_load() if trusted else tensors_only():
+            checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_PICKLED.format(path)) from error
+    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: torchvision:// and a misspelt name
+        raise CheckpointError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
+    return checkpoint
+
+
+class ReadOnce(contextlib.AbstractContextManager):
+    """The checkpoints of a run, each read once: MMEngine is given what was checked.
+
+    Within this context MMEngine's ``CheckpointLoader``, by which ``Runner``, ``init_cfg`` and models load what they
+    start from, returns what :meth:`read` has read. So a file that is exchanged after it was checked changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def read(self, path: str, trusted: bool) -> dict[str, Any]:
+        """:func:`read_checkpoint`, and remember the result until :meth:`forget`."""
+        if path not in self._read:
+            self._read[path] = read_checkpoint(path, trusted)
+        return self._read[path]
+
+    def forget(self) -> None:
+        """Free the memory, once everything is loaded."""
+        self._read.clear()
+
+    def __enter__(self) -> ReadOnce:
+        self._replaced = vars(CheckpointLoader)["load_checkpoint"]
+        load = CheckpointLoader.load_checkpoint
+
+        def load_checkpoint(filename: str, map_location: Any = None, logger: Any = "current") -> dict[str, Any]:
+            if filename in self._read:
+                return copy.deepcopy(self._read[filename])  # hooks and models change what they are given
+            try:
+                return load(filename, map_location, logger)
+            except pickle.UnpicklingError as error:
+                raise CheckpointError(_PICKLED.format(filename)) from error
+
+        CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        CheckpointLoader.load_checkpoint = self._replaced
+
+
+def is_local(path: str) -> bool:
+    """Whether a checkpoint is a file here rather than a URL or a name such as ``torchvision://resnet50``."""
+    return re.match(r"[\w-]+:(s3:)?//", path) is None
 
 
 def find_last_checkpoint(work_dir: Path) -> str | None:
@@ -92,25 +165,24 @@ def _is_torch_file(path: Path) -> bool:
         return file.read(2) in (b"PK", b"\x80\x02")
 
 
-@contextmanager
+@contextlib.contextmanager
 def tensors_only() -> Iterator[None]:
     """Within this context nothing is unpickled in full, whatever the caller of ``torch.load`` asks for."""
     with _switched(_ONLY_TENSORS, overrules=_ANY_OBJECT):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def trusted_load() -> Iterator[None]:
     """Within this context MMEngine of either line loads full training checkpoints.
 
-    For files that the user vouches for and for nothing else: loading one can run any command. Also a decorator, which
-    keeps it to one call: ``runner.resume = trusted_load()(runner.resume)``.
+    For files that the user vouches for and for nothing else: loading one can run any command.
     """
     with _switched(_ANY_OBJECT, overrules=_ONLY_TENSORS):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _switched(switch: str, overrules: str) -> Iterator[None]:
     """Set one environment variable and unset another; at the end undo it."""
     before = {name: os.environ.get(name) for name in (switch, overrules)}

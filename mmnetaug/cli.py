@@ -16,9 +16,10 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from mmnetaug.checkpoint import CheckpointError
+from mmnetaug.checkpoint import CheckpointError, ReadOnce, tensors_only, trusted_load
 from mmnetaug.datasets import DataError, fill_config
 from mmnetaug.elastic import TraceError
+from mmnetaug.files import STORAGE_ERRORS, WriteError, replaced_when_done
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 """What Runner.register_default_hooks knows how to leave out."""
@@ -171,50 +172,44 @@ def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: 
     """Run a tool's body, write the figures it returns as ``--json`` asks, and report user errors without a traceback.
 
     With ``--json -`` the figures have standard output to themselves: everything printed on the way goes to standard
-    error.
+    error. Whatever loads a checkpoint on the way, tensors and plain types alone are unpickled, unless the tool is given
+    ``--trust-checkpoint``.
+
+    Args:
+        tool: Its body. ``args.checkpoints`` is the :class:`ReadOnce` by which it reads what MMEngine will load.
+        args: Of the command line.
 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
     """
-    target = getattr(args, "json", None)
+    trusted = getattr(args, "trust_checkpoint", False)
     try:
-        if target == "-":
-            with contextlib.redirect_stdout(sys.stderr):
-                figures = tool(args)
-            if is_main_process():
-                sys.stdout.write(_as_json(figures))
-        elif target and is_main_process():
-            with replaced_when_done(target) as temporary:  # around it all: what cannot be written is told at once
-                temporary.write_text(_as_json(tool(args)))
-        else:
-            tool(args)
-    except (UserError, CheckpointError, DataError) as error:
+        with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
+            _run_and_write(tool, args)
+    except (UserError, CheckpointError, DataError, WriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS and not isinstance(error, PermissionError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _run_and_write(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: argparse.Namespace) -> None:
+    target = getattr(args, "json", None)
+    if target == "-":
+        with contextlib.redirect_stdout(sys.stderr):
+            figures = tool(args)
+        if is_main_process():
+            sys.stdout.write(_as_json(figures))
+    elif target and is_main_process():
+        with replaced_when_done(target) as temporary:  # around it all: what cannot be written is told at once
+            temporary.write_text(_as_json(tool(args)))
+    else:
+        tool(args)
+
+
 def _as_json(figures: dict[str, Any] | None) -> str:
     return json.dumps(figures, indent=2, default=float) + "\n"
-
-
-@contextlib.contextmanager
-def replaced_when_done(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; rename it at the end, so that no half file is ever seen.
-
-    Raises:
-        UserError: No file can be written there.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'permission denied'}")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

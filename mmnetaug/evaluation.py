@@ -17,12 +17,13 @@ from torch.nn.functional import pad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
+from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.cli import UserError, build_runner, reported_as_user_error
 from mmnetaug.datasets.wrappers import first_pipeline, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.forward import dense_heads, image_channels, is_detector, untraced_readers
-from mmnetaug.preflight import build_model, check_classes, check_weights, read_checkpoint
+from mmnetaug.preflight import build_model, check_classes, check_weights
 from mmnetaug.registry import as_list, type_name
 from mmnetaug.terminal import Progress
 

@@ -3,19 +3,16 @@ leaves alone, and whether the data, the optimizer wrapper and the checkpoints fi
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_shape
-from mmnetaug.checkpoint import load_tensors, pretrained, tensors_only, trusted_load
+from mmnetaug.checkpoint import ReadOnce, is_local, pretrained
 from mmnetaug.cli import UserError, reported_as_user_error
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
@@ -146,62 +143,70 @@ def check_weights(
     model: nn.Module,
     checkpoint: Mapping[str, Any],
     source: str,
-    part: str = "",
     prefix: str = "",
     complete: bool = False,
+    partial: bool = False,
 ) -> str:
     """Check that the weights of a checkpoint are those of this network.
 
     MMEngine loads what fits and only logs the rest, so with the checkpoint of another network it would go on with one
     that was never trained. Weights fit an elastic model at the shapes of its tiny network or of its largest one.
 
+    A network may start from the checkpoint of another task. What that lacks starts anew: a neck or a head of which it
+    holds nothing, last layers that tell apart another number of classes, and modules that are made to be added
+    (``starts_anew``). The backbone must be complete. The checkpoint may hold stages behind those of the backbone, but
+    no layers between them: those are of a deeper network.
+
     Args:
         model: Plain or elastic.
         checkpoint: State dict, or a dict that holds one under ``state_dict``.
         source: What to call the checkpoint in messages, its path.
-        part: Prefix of the parameters that must fit, such as ``'backbone.'``; all of them by default. Others, a head
-            for other classes say, may start anew.
         prefix: Prefix of the checkpoint's keys that stand for this model; others are left out.
-        complete: Whether no tensor may be absent. Otherwise up to a quarter of ``part`` may be: layers that were added
-            to a pre-trained network.
+        complete: Whether nothing may start anew, for a network that is tested or whose training goes on.
+        partial: Whether any layer may start anew, as the user has said.
 
     Returns:
-        One line on what the checkpoint fills, to be shown.
+        One line on what the checkpoint fills and what starts anew, to be shown.
 
     Raises:
-        UserError: Tensors are absent or of another shape.
+        UserError: It is the checkpoint of another network.
     """
     given = _weights(checkpoint, prefix)
     stored, tiny = model.state_dict(), base_state_dict(model)
     # Statistics' step counters are absent from checkpoints converted from elsewhere, and nothing depends on them.
     needed = [name for name in stored if not name.endswith("num_batches_tracked")]
-    if not complete:  # modules that were made to be added to a pre-trained network
-        added = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "starts_anew", False))
-        needed = [name for name in needed if not name.startswith(added) or name in given]
-    misfits = min(([n for n in needed if _shape(given.get(n)) != _shape(own[n])] for own in (tiny, stored)), key=len)
-    of_part = [name for name in needed if name.startswith(part)]
-    absent = [name for name in misfits if name.startswith(part) and name not in given]
-    reshaped = [name for name in misfits if name.startswith(part) and name in given]
-    if not reshaped and len(absent) <= (0 if complete else len(of_part) / 4):
-        rest = f", all but {len(misfits)} tensors ({few(misfits, 3)}), which start anew" if misfits else ""
-        return f"weights: from {source}{rest}"
+    own = min((tiny, stored), key=lambda own: sum(_shape(given.get(name)) != _shape(own[name]) for name in needed))
+    absent = [name for name in needed if name not in given]
+    reshaped = [name for name in needed if name in given and given[name].shape != own[name].shape]
+    between = _layers_between(model, given, stored)
 
-    faults = []
-    if absent:
-        faults.append(f"{len(absent)} are absent ({few(absent, 3)})")
-    if reshaped:
-        name = reshaped[0]
-        shapes = f"{_shape(given[name])} instead of {_shape(tiny[name])}"
-        faults.append(f"{len(reshaped)} have another shape ({name}: {shapes})")
-    message = (
-        f"{source} is a checkpoint of another network: of the {len(of_part)} tensors of the "
-        f"{part.rstrip('.') or 'network'}, {' and '.join(faults)}."
-    )
-    if not prefix and any(f"backbone.{name}" in given for name in absent):
-        message += " Its keys start with 'backbone.': set prefix='backbone.' beside checkpoint= in init_cfg."
-    elif not find_spaces(model) and not absent and all(_at_least(given[n], tiny[n]) for n in reshaped):
-        message += " All of them are larger: if it was trained with NetAug, use the *_tiny.pth beside it."
-    raise UserError(message)
+    anew: dict[str, list[str]] = {}
+    if not complete:
+        added = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "starts_anew", False))
+        telling = tuple(f"{name}." if name else "" for name, module in model.named_modules() if _tells_apart(module))
+        held = {name.partition(".")[0] for name in given} | {"backbone"}
+        anew["made to be added"] = [name for name in absent if name.startswith(added)]
+        if _has_backbone(model):
+            anew["absent from it"] = [name for name in absent if name.partition(".")[0] not in held]
+        anew["another number of classes"] = [
+            name for name in reshaped if name.startswith(telling) and given[name].shape[1:] == own[name].shape[1:]
+        ]
+    expected = {name for names in anew.values() for name in names}
+    faults = {
+        "are absent": [name for name in absent if name not in expected],
+        "have another shape": [name for name in reshaped if name not in expected],
+        "lie between its layers and have no place in it": between,
+    }
+    faults = {what: names for what, names in faults.items() if names}
+    left_out = [name for name in given if name not in stored and not name.endswith("num_batches_tracked")]
+    fitting = len(needed) - len(absent) - len(reshaped)
+    if faults and not (partial and fitting):
+        raise UserError(_misfit(model, given, own, prefix, source, faults, complete))
+    anew["--allow-partial"] = [name for name in absent + reshaped if name not in expected]
+    anew["absent from it"] = list(dict.fromkeys(name.partition(".")[0] for name in anew.get("absent from it", ())))
+    notes = [f"{few(names, 3)} start anew ({why})" for why, names in anew.items() if names]
+    notes += [f"{few(left_out, 3)} of it left out"] if left_out else []
+    return "; ".join([f"weights: from {source}", *notes])
 
 
 def check_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], source: str) -> None:
@@ -233,31 +238,7 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
         )
 
 
-def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU, as tensors and plain types alone unless it is trusted.
-
-    Args:
-        path: A file, or a URL or name that MMEngine can download from.
-        trusted: Whether it may hold any pickle.
-
-    Raises:
-        CheckpointError: A file cannot be read, or holds objects and is not trusted.
-        UserError: The same for a download.
-    """
-    if is_local(path) and not trusted:
-        return load_tensors(path)
-    try:
-        with trusted_load() if trusted else tensors_only():
-            return CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds pickled objects; if you trust where it comes from: --trust-checkpoint"
-        ) from error
-    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: torchvision:// and a misspelt name
-        raise UserError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
+def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, partial: bool = False) -> list[str]:
     """Check the files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
 
     What is downloaded, and kept by torch, must hold tensors alone as well. A distilling classifier's teacher must fit
@@ -265,7 +246,9 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
 
     Args:
         model: Plain or elastic, not yet initialised.
+        checkpoints: Reads the files, and hands them on to MMEngine.
         trusted: Whether the files may hold any pickle.
+        partial: Whether layers that they lack may start anew, but for a teacher's.
 
     Returns:
         One line per file, to be shown.
@@ -280,20 +263,56 @@ def check_pretrained(model: nn.Module, trusted: bool) -> list[str]:
         is_teacher = module in teachers
         for init in pretrained(module):
             path, prefix = init["checkpoint"], init.get("prefix") or ""
-            part = "backbone." if isinstance(getattr(module, "backbone", None), nn.Module) else ""
             prefix = f"{prefix.rstrip('.')}." if prefix else ""
-            weights = read_checkpoint(path, trusted)
+            weights = checkpoints.read(path, trusted)
             if not is_local(path) and not is_teacher:  # stock backbones convert what they load in ways of their own
                 lines.append(f"weights: from {path}")
                 continue
-            line = check_weights(module, weights, path, "" if is_teacher else part, prefix, complete=is_teacher)
+            line = check_weights(module, weights, path, prefix, complete=is_teacher, partial=partial)
             lines.append(f"teacher's {line}" if is_teacher else line)
     return lines
 
 
-def is_local(path: str) -> bool:
-    """Whether a checkpoint is a file here rather than a URL or a name such as ``torchvision://resnet50``."""
-    return re.match(r"[\w-]+:(s3:)?//", path) is None
+def _has_backbone(model: nn.Module) -> bool:
+    return isinstance(getattr(model, "backbone", None), nn.Module)
+
+
+def _tells_apart(module: nn.Module) -> bool:
+    classes = getattr(module, "num_classes", None)
+    return isinstance(classes, int) and classes > 0
+
+
+def _layers_between(model: nn.Module, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of a checkpoint that stand in front of the backbone's last layer, and that the backbone has not."""
+    part = "backbone." if _has_backbone(model) else ""
+    names = [name for name in given if name.startswith(part) and not name.endswith("num_batches_tracked")]
+    last = max((place for place, name in enumerate(names) if name in own), default=0)
+    return [name for name in names[:last] if name not in own]
+
+
+def _misfit(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    prefix: str,
+    source: str,
+    faults: Mapping[str, list[str]],
+    complete: bool,
+) -> str:
+    """What is wrong with a checkpoint, and what to do."""
+    parts = []
+    for what, names in faults.items():
+        name = names[0]
+        shapes = f"{name}: {_shape(given[name])} instead of {_shape(own[name])}" if what.endswith("shape") else ""
+        parts.append(f"{len(names)} {what} ({shapes or few(names, 3)})")
+    message = f"{source} is a checkpoint of another network: of the {len(own)} tensors of this one, {', '.join(parts)}."
+    absent, reshaped = (faults.get(what, ()) for what in ("are absent", "have another shape"))
+    if not prefix and any(f"backbone.{name}" in given for name in absent):
+        return f"{message} Its keys start with 'backbone.': set prefix='backbone.' beside checkpoint= in init_cfg."
+    larger = all(_at_least(given[name], own[name]) for name in reshaped)
+    if reshaped and larger and not absent and not find_spaces(model):
+        return f"{message} All of them are larger: if it was trained with NetAug, use the *_tiny.pth beside it."
+    return message if complete else f"{message} To start these anew all the same: --allow-partial."
 
 
 def _weights(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:

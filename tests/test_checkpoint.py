@@ -11,9 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmnetaug.checkpoint import CheckpointError, load_tensors, tensors_only, trusted_load
-from mmnetaug.cli import UserError
-from mmnetaug.preflight import read_checkpoint
+from mmnetaug.checkpoint import CheckpointError, ReadOnce, load_tensors, read_checkpoint, tensors_only, trusted_load
 
 WEIGHTS = {"state_dict": {"conv.weight": torch.arange(12.0).reshape(3, 4)}, "meta": {"epoch": 3, "classes": ["1", "2"]}}
 
@@ -114,7 +112,7 @@ def test_nothing_is_unpickled_in_full_within_tensors_only(exploit, monkeypatch: 
 
 
 def test_a_misspelt_name_of_a_download_is_an_error_of_the_user():
-    with pytest.raises(UserError, match="checkpoint torchvision://resnet5 cannot be loaded: KeyError"):
+    with pytest.raises(CheckpointError, match="checkpoint torchvision://resnet5 cannot be loaded: KeyError"):
         read_checkpoint("torchvision://resnet5", trusted=False)
 
 
@@ -132,3 +130,23 @@ def test_trusted_load_lets_mmengine_read_its_own(exploit, training_checkpoint: P
         assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
     assert not ran.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_file_that_is_exchanged_after_its_check_is_not_loaded(tmp_path: Path, exploit):
+    """With any loader that a run uses, and though what was checked is trusted to hold objects."""
+    checked = tmp_path / "checked.pth"
+    torch.save({**WEIGHTS, "hub": HistoryBuffer([1.0], [1])}, checked)
+    path, ran = exploit
+    with tensors_only(), ReadOnce() as checkpoints:
+        checkpoints.read(str(checked), trusted=True)
+        os.replace(path, checked)
+        for _ in range(2):  # who loads may change what it was given
+            loaded = load_with_mmengine(checked)
+            assert loaded["hub"].current() == 1.0
+            assert loaded["state_dict"].popitem()[1].equal(WEIGHTS["state_dict"]["conv.weight"])
+        checkpoints.forget()
+        with pytest.raises(CheckpointError, match=r"checked\.pth holds pickled objects"):
+            load_with_mmengine(checked)
+    assert not ran.exists()
+    load_with_mmengine(checked)  # MMEngine's own loader is back, which runs it
+    assert ran.exists()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
-import pickle
 import re
 import shutil
 from pathlib import Path
@@ -341,42 +339,12 @@ def test_leaky_relu_is_a_maximum():
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-class Exploit:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_images_larger_than_a_fixed_input_are_told_with_the_way_out(place):
     model = build_model(Config.fromfile(place / "plain.py"))
     fix_input(model, (64, 96))  # of a pipeline that keeps the aspect ratio
     portrait = dict(inputs=[torch.zeros(3, 96, 64, dtype=torch.uint8)], data_samples=[DetDataSample()])
     with pytest.raises(UserError, match=r"96x64, larger than the input, 64x96: --size N"):
         model.data_preprocessor(portrait, False)
-
-
-@pytest.mark.parametrize("tool", ["sweep", "export", "test", "compare"])
-@pytest.mark.parametrize("raw", [True, False], ids=["pickle", "torch.save"])
-def test_a_pickled_exploit_is_refused(place, tmp_path, capsys, tool, raw):
-    path = tmp_path / "exploit.pth"
-    if raw:
-        path.write_bytes(pickle.dumps(Exploit(tmp_path / "owned")))
-    else:
-        torch.save({"state_dict": {}, "extra": Exploit(tmp_path / "owned")}, path)
-    common = ["--data-root", place / "data"]
-    arguments = {
-        "sweep": [sweep, "--model", "x", place / "plain.py", path, "--sizes", 64, "--work-dir", tmp_path / "w"],
-        "export": [export, place / "plain.py", path, "--out", tmp_path / "w"],
-        "test": [test, place / "plain.py", path, "--work-dir", tmp_path / "w"],
-        "compare": [compare, "--model", "x", place / "plain.py", path, "--images", 0, "--out", tmp_path / "x.jpg"],
-    }
-    assert run(*arguments[tool], *common) == 1
-    assert re.search("^error: .*(holds pickled objects|no checkpoint at all)", capsys.readouterr().err, re.M)
-    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize(

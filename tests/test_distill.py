@@ -14,6 +14,7 @@ from networks import plain_at
 from torch import nn
 
 from mmnetaug import NetAugOptimWrapper
+from mmnetaug.checkpoint import ReadOnce
 from mmnetaug.cli import UserError
 from mmnetaug.elastic import base_state_dict
 from mmnetaug.evaluation import without_netaug
@@ -210,14 +211,14 @@ def test_a_teacher_without_weights():
 def test_a_teacher_with_the_weights_of_another_network(teacher_file, tmp_path):
     model = build(distilled(classifier(16), teacher_checkpoint=str(teacher_file)))
     with pytest.raises(UserError, match="checkpoint of another network"):
-        check_pretrained(model, trusted=False)
+        check_pretrained(model, ReadOnce(), trusted=False)
     model = build(distilled(teacher_checkpoint=str(teacher_file)))
-    assert check_pretrained(model, trusted=False) == [f"teacher's weights: from {teacher_file}"]
+    assert check_pretrained(model, ReadOnce(), trusted=False) == [f"teacher's weights: from {teacher_file}"]
     weights = torch.load(teacher_file)["state_dict"]
     torch.save({name: value for name, value in weights.items() if "fc" not in name}, tmp_path / "headless.pth")
     model = build(distilled(teacher_checkpoint=str(tmp_path / "headless.pth")))
     with pytest.raises(UserError, match="2 are absent"):
-        check_pretrained(model, trusted=False)
+        check_pretrained(model, ReadOnce(), trusted=False)
 
 
 def test_a_teacher_named_by_its_config(tmp_path):

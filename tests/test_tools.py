@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import importlib.util
 import json
@@ -22,9 +23,10 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from networks import build_pair, detector_config
 
-from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config, replaced_when_done
+from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
 from mmnetaug.evaluation import load_tiny
+from mmnetaug.files import WriteError, replaced_when_done
 from mmnetaug.preflight import NetworkReport, check_training, check_weights
 
 REPO = Path(__file__).parents[1]
@@ -332,7 +334,7 @@ def bad(place) -> dict[str, Path]:
         (["--launcher", "pytorch"], "tools/dist_train.sh"),
         (["--resume", "{place}/absent.pth"], "no checkpoint at"),
         (["--resume", "{other}"], "no meta and no optimizer and no message_hub"),
-        (["--cfg-options", "load_from={other}"], "another network: of the .* tensors of the backbone, .* are absent"),
+        (["--cfg-options", "load_from={other}"], "another network: .* tensors of this one, .* absent.*--allow-partial"),
         (["--cfg-options", "load_from={pickled}"], "--trust-checkpoint"),
         (["--cfg-options", "load_from={cut}"], "damaged, cut short"),
         (
@@ -395,7 +397,7 @@ def test_an_elastic_model_is_not_trained_plainly(place, tmp_path, capsys, monkey
     [
         ("{trained}/epoch_2.pth", "--trust-checkpoint"),
         ("{other}", "another network"),
-        ("{backbone}", "another network: of the .* tensors of the network, .* are absent"),
+        ("{backbone}", "another network: of the .* tensors of this one, .* are absent"),
         ("{large}", "All of them are larger: if it was trained with NetAug, use the \\*_tiny.pth beside it"),
     ],
 )
@@ -440,19 +442,91 @@ def test_broken_configs(place, capsys, config, options, message):
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
 
 
-def test_pretrained_weights_may_lack_a_head_but_not_much_of_the_backbone():
-    model = MODELS.build(Config(dict(model=detector_config("resnet18"))).model)
-    weights = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
-    line = check_weights(model, weights, "x.pth", "backbone.")
-    assert "x.pth, all but" in line and "which start anew" in line
-    names = [name for name in weights if not name.endswith("num_batches_tracked")]
-    few, many = ({name: value for name, value in weights.items() if name not in names[::n]} for n in (10, 3))
-    check_weights(model, few, "x.pth", "backbone.")
+def build(config: dict) -> torch.nn.Module:
+    return MODELS.build(Config(dict(model=config)).model)
+
+
+def test_a_pretrained_backbone_must_be_complete():
+    """ResNet-50 without its layer4.2 and the second half of layer3: a quarter of its tensors, and of no use."""
+    model = build(dict(detector_config("resnet18"), backbone=dict(type="mmdet.ResNet", depth=50)))
+    backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    line = check_weights(model, backbone, "x.pth")
+    assert line == "weights: from x.pth; neck, bbox_head start anew (absent from it)"
+    holed = {n: v for n, v in backbone.items() if not re.search(r"layer4\.2|layer3\.[345]", n)}
+    with pytest.raises(UserError, match=r"of this one, 60 are absent \(backbone.layer3.3.conv1.*--allow-partial"):
+        check_weights(model, holed, "x.pth")
+    assert "start anew (--allow-partial)" in check_weights(model, holed, "x.pth", partial=True)
+    one = {name: value for name, value in backbone.items() if name != "backbone.layer2.0.bn1.running_var"}
+    with pytest.raises(UserError, match=r"1 are absent \(backbone.layer2.0.bn1.running_var\)"):
+        check_weights(model, one, "x.pth")
+    counted = {name: value for name, value in backbone.items() if not name.endswith("num_batches_tracked")}
+    assert check_weights(model, counted, "x.pth") == line
+    # the first layers of a deeper network are no network
+    deeper = build(dict(type="mmdet.ResNet", depth=101)).state_dict()
+    with pytest.raises(UserError, match=r"255 lie between its layers .*backbone\.layer3\.6\.conv1"):
+        check_weights(model, {f"backbone.{name}": value for name, value in deeper.items()}, "x.pth")
+    with pytest.raises(UserError, match="another network"):  # nothing fits: that is no part of it
+        check_weights(model, {"encoder.weight": torch.zeros(1)}, "x.pth", partial=True)
+
+
+def test_a_backbone_may_end_before_its_checkpoint_and_part_of_a_model_may_be_named():
+    short, whole = (build(dict(type="mmnetaug.TinyNet", arch="mcunet", out_indices=(i,))) for i in (3, -1))
+    line = check_weights(short, whole.state_dict(), "x.pth")
+    assert re.fullmatch(r"weights: from x.pth; stages\.4\..* of it left out", line)
     with pytest.raises(UserError, match="another network"):
-        check_weights(model, many, "x.pth", "backbone.")
+        check_weights(whole, short.state_dict(), "x.pth")
+    model = build(detector_config("resnet18"))
+    weights = model.state_dict()
     with pytest.raises(UserError, match=r"set prefix='backbone.'"):
         check_weights(model.backbone, weights, "x.pth")
     assert check_weights(model.backbone, weights, "x.pth", prefix="backbone.") == "weights: from x.pth"
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "last"),
+    [
+        (detector_config("resnet18"), "bbox_head", r"bbox_head\.\S+"),
+        (
+            dict(
+                type="mmpretrain.ImageClassifier",
+                backbone=dict(type="mmpretrain.ResNet", depth=18),
+                neck=dict(type="mmpretrain.GlobalAveragePooling"),
+                head=dict(type="mmpretrain.LinearClsHead", num_classes=10, in_channels=512),
+            ),
+            "head",
+            r"head\.fc\.weight, head\.fc\.bias",
+        ),
+    ],
+    ids=["detector", "classifier"],
+)
+def test_last_layers_for_other_classes_start_anew(config, option, last):
+    model = build(config)
+    weights = build({**config, option: dict(config[option], num_classes=20)}).state_dict()
+    line = check_weights(model, weights, "x.pth")
+    assert re.fullmatch(rf"weights: from x.pth; {last}.* start anew \(another number of classes\)", line)
+    with pytest.raises(UserError, match="have another shape"):
+        check_weights(model, weights, "x.pth", complete=True)
+    del weights[next(name for name in weights if name.startswith(option))]  # half a head is no head
+    with pytest.raises(UserError, match=rf"1 are absent \({option}\."):
+        check_weights(model, weights, "x.pth")
+
+
+def test_the_user_may_start_from_part_of_a_checkpoint(place, trained, tmp_path, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(Runner, "train", lambda runner: started.append(runner))
+    weights = torch.load(trained / "epoch_2_tiny.pth")["state_dict"]
+    torch.save({name: value for name, value in weights.items() if "layer1.1" not in name}, tmp_path / "holed.pth")
+    part = ["model.backbone.init_cfg.type=Pretrained", f"model.backbone.init_cfg.checkpoint={tmp_path / 'own.pth'}"]
+    own = {n.removeprefix("backbone."): v for n, v in weights.items() if "backbone" in n and "layer1.1" not in n}
+    torch.save(own, tmp_path / "own.pth")
+    for number, options in enumerate(([f"load_from={tmp_path / 'holed.pth'}"], part)):
+        args = ["--work-dir", tmp_path / str(number), "--data-root", place / "data", "--cfg-options", *options]
+        assert run(train, place / "plain.py", *args) == 1
+        assert re.search(r"^error: .*layer1\.1.*--allow-partial", capsys.readouterr().err, re.M)
+        assert len(started) == number
+        assert run(train, place / "plain.py", "--allow-partial", *args) == 0
+        log = max((tmp_path / str(number)).glob("*/*.log"))
+        assert re.search(r"layer1\.1.* start anew \(--allow-partial\)", log.read_text())
 
 
 def test_an_elastic_model_takes_the_weights_of_its_tiny_or_its_largest_network():
@@ -470,9 +544,9 @@ def test_an_elastic_model_takes_the_weights_of_its_tiny_or_its_largest_network()
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "figures.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), replaced_when_done(path) as temporary:
+    with pytest.raises(WriteError, match="No space left"), replaced_when_done(path) as temporary:
         temporary.write_text("ne")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "no matter what")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

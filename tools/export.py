@@ -17,12 +17,12 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.cli import (
     UserError,
     config_parser,
     fill_data,
     load_config,
-    replaced_when_done,
     run_tool,
 )
 from mmnetaug.datasets import check_data
@@ -38,7 +38,7 @@ from mmnetaug.evaluation import (
     set_input_size,
     shape_of_images,
 )
-from mmnetaug.preflight import read_checkpoint
+from mmnetaug.files import replaced_when_done
 
 FORMATS = ("stock", "onnx", "int8", "tflite")
 ROUNDING = 1e-3  # of the largest output: what float32 kernels of another making may differ by

@@ -15,7 +15,8 @@ from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.analysis.cost import count_cost
-from mmnetaug.cli import replaced_when_done, run_tool
+from mmnetaug.cli import run_tool
+from mmnetaug.files import replaced_when_done
 from mmnetaug.paper import NETWORKS, ROWS, Row
 from mmnetaug.preflight import build_model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import mmnetaug  # noqa: F401  (checks the environment)
-from mmnetaug.cli import UserError, replaced_when_done, run_tool
+from mmnetaug.cli import UserError, run_tool
+from mmnetaug.files import read_log, replaced_when_done
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,11 +55,13 @@ def read_curve(work_dir: Path, key: str) -> dict[int, float]:
     Raises:
         UserError: There is no log, or nothing in it has that name.
     """
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    entries = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    try:
+        entries = read_log(work_dir)
+    except ValueError as error:
+        raise UserError(f"this is no log of tools/train.py: {error}") from error
     curve = {entry["step"]: entry[key] for entry in entries if key in entry}
-    if not logs:
-        raise UserError(f"{work_dir} is no work directory of tools/train.py: there is no */vis_data/scalars.json in it")
+    if not entries:
+        raise UserError(f"{work_dir} is no work directory of tools/train.py: nothing in */vis_data/scalars.json")
     if not curve:
         names = sorted({name for entry in entries for name in entry} - {"step", "epoch", "iter"})
         raise UserError(f"nothing in the log of {work_dir} is called {key}; there are {', '.join(names)}")

@@ -25,10 +25,11 @@ from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.checkpoint import find_last_checkpoint
-from mmnetaug.cli import UserError, load_test_config, replaced_when_done, reported_as_user_error, run_tool
+from mmnetaug.cli import UserError, load_test_config, reported_as_user_error, run_tool
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.evaluation import build_tiny, evaluate, load_tiny, set_input_size
+from mmnetaug.files import only_writer, replaced_when_done
 from mmnetaug.forward import tensor_forward
 
 COLUMNS = ("network", "size", "accuracy", "macs", "params", "peak_memory", "latency_ms")
@@ -79,8 +80,20 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             for cfg, model, report in zip(configs, args.model, reports, strict=True)
         ]
 
+    with only_writer(args.work_dir):  # a second sweep would lose the points of this one
+        return measure_all(args, labels, sizes, configs, networks, list(map(str, reports)))
+
+
+def measure_all(
+    args: argparse.Namespace,
+    labels: list[str],
+    sizes: list[int],
+    configs: list[Config],
+    networks: list[tuple[Config, dict[str, Tensor]]],
+    data: list[str],
+) -> dict[str, Any]:
+    """Measure the points that are not there yet, and write everything; the lists hold one item per network."""
     folder = Path(args.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "points.json")
     curves: dict[str, list[Point]] = {label: [] for label in labels}
     metric, done, spent, total = "", 0, 0.0, len(labels) * len(sizes)
@@ -95,7 +108,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
                 cfg, state = networks[index]
                 cfg = copy.deepcopy(cfg)
             set_input_size(cfg, size)
-            key = fingerprint(cfg, state, size, str(reports[index]))
+            key = fingerprint(cfg, state, size, data[index])
             entry = store.get(key)
             if entry is None:
                 metric, point = measure(cfg, state, size, folder / "log")

@@ -11,7 +11,6 @@ from typing import Any
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import trusted_load
 from mmnetaug.cli import (
     UserError,
     add_runner_arguments,
@@ -21,7 +20,6 @@ from mmnetaug.cli import (
     is_main_process,
     lies_in,
     load_config,
-    replaced_when_done,
     run_tool,
 )
 from mmnetaug.datasets import check_data
@@ -29,7 +27,8 @@ from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
-from mmnetaug.preflight import check_classes, check_weights, read_checkpoint
+from mmnetaug.files import replaced_when_done
+from mmnetaug.preflight import check_classes, check_weights
 from mmnetaug.registry import as_list, type_name
 
 # what each visualisation hook calls its switch and its folder
@@ -88,11 +87,10 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
             line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
         else:
             trusted = args.trust_checkpoint or lies_in(args.checkpoint, trained_in)
-            weights = read_checkpoint(args.checkpoint, trusted)
+            weights = args.checkpoints.read(args.checkpoint, trusted)
             line = check_weights(model, weights, args.checkpoint, complete=True)
             meta = getattr(runner.test_dataloader.dataset, "metainfo", {})
             check_classes(weights, meta.get("classes") or (), args.checkpoint)
-            runner.load_checkpoint = trusted_load()(runner.load_checkpoint)  # it has been checked
         runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
         metrics = runner.test()
     return {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
+from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
 from mmnetaug.cli import (
     UserError,
     add_runner_arguments,
@@ -28,6 +30,7 @@ from mmnetaug.cli import (
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.optim_wrapper import unwrapped
 from mmnetaug.evaluation import set_input_size
+from mmnetaug.files import only_writer
 from mmnetaug.preflight import (
     check_classes,
     check_pretrained,
@@ -35,7 +38,6 @@ from mmnetaug.preflight import (
     check_training,
     check_weights,
     inspect_network,
-    read_checkpoint,
 )
 from mmnetaug.registry import type_name
 
@@ -53,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         metavar="CHECKPOINT",
         help="go on from this checkpoint, or without one from the last in the work directory (if there is any)",
     )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="start from a checkpoint (load_from, init_cfg) that lacks layers of this network: those start anew",
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU); NetAug stays on")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size, by the config's base"
@@ -66,6 +73,13 @@ def train(args: argparse.Namespace) -> None:
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
     fill_data(cfg, args)
+    # a second run would write the same checkpoints
+    with only_writer(cfg.work_dir) if is_main_process() else contextlib.nullcontext():
+        check_and_run(cfg, args)
+
+
+def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
+    """The rest, which writes to the work directory."""
     if args.size:
         set_input_size(cfg, args.size, ("train", "val", "test"))
     if args.resume:
@@ -81,14 +95,24 @@ def train(args: argparse.Namespace) -> None:
     model = unwrapped(runner.model)
     check_training(cfg, model)
     classes = reports[0].classes if reports else ()
-    lines = [*check_pretrained(model, args.trust_checkpoint), *check_start(cfg, model, args.trust_checkpoint, classes)]
+    lines = [
+        *check_pretrained(model, args.checkpoints, args.trust_checkpoint, args.allow_partial),
+        *check_start(cfg, model, args, classes),
+    ]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]
     runner.logger.info("preflight:\n" + "\n".join(lines))
+    runner.register_hook(ForgetCheckpoints(args.checkpoints))
+    runner.train()
 
-    # What check_start let pass may be unpickled; what init_cfg loads may be only if the user says so.
-    runner.load_checkpoint = trusted_load()(runner.load_checkpoint)
-    with trusted_load() if args.trust_checkpoint else contextlib.nullcontext():
-        runner.train()
+
+class ForgetCheckpoints(Hook):
+    """Frees what the run started from."""
+
+    def __init__(self, checkpoints: ReadOnce) -> None:
+        self.checkpoints = checkpoints
+
+    def before_train(self, runner: Runner) -> None:
+        self.checkpoints.forget()
 
 
 def set_resume(cfg: Config, source: str) -> None:
@@ -101,7 +125,7 @@ def set_resume(cfg: Config, source: str) -> None:
     cfg.resume, cfg.load_from = True, source
 
 
-def check_start(cfg: Config, model: nn.Module, trusted: bool, classes: Sequence[str]) -> list[str]:
+def check_start(cfg: Config, model: nn.Module, args: argparse.Namespace, classes: Sequence[str]) -> list[str]:
     """Check the checkpoint that a run resumes or starts from; returns lines to be shown.
 
     The run's own checkpoints may hold any object, others only if the user trusts them. A run goes on with the classes
@@ -110,10 +134,9 @@ def check_start(cfg: Config, model: nn.Module, trusted: bool, classes: Sequence[
     path = cfg.get("load_from")
     if path is None:
         return []
-    checkpoint = read_checkpoint(path, trusted or lies_in(path, cfg.work_dir))
+    checkpoint = args.checkpoints.read(path, args.trust_checkpoint or lies_in(path, cfg.work_dir))
     if not cfg.get("resume"):
-        part = "backbone." if isinstance(getattr(model, "backbone", None), nn.Module) else ""
-        return [check_weights(model, checkpoint, path, part)]
+        return [check_weights(model, checkpoint, path, partial=args.allow_partial)]
     check_resumable(checkpoint, path)
     check_classes(checkpoint, classes, path)
     line = check_weights(model, checkpoint, path, complete=True)

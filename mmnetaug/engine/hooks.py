@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ..checkpoint import trusted_load
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
+from ..files import replaced_when_done
 from ..registry import HOOKS
 from .optim_wrapper import _NetAugStep, unwrapped
 
@@ -117,9 +120,8 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes under a temporary name and renames."""
-        temporary = f"{filepath}.tmp"
-        super().put(obj, temporary)
-        os.replace(temporary, filepath)
+        with replaced_when_done(filepath) as temporary:
+            super().put(obj, temporary)
 
     def remove(self, filepath: str | Path) -> None:
         """Notes the file for removal by ``sweep``."""
@@ -164,6 +166,10 @@ class TinyCheckpointHook(CheckpointHook):
         best = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
         self._finish(runner, [path for path in best if path])
 
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        with trusted_load():  # this run's own
+            super()._publish_model(runner, ckpt_path)
+
     @master_only
     def _finish(self, runner: Runner, saved: list[str]) -> None:
         """Writes the twins that are absent or older than their checkpoints, then removes what was replaced.
@@ -174,9 +180,10 @@ class TinyCheckpointHook(CheckpointHook):
         for path in map(Path, saved):
             twin = tiny_path(path)
             if path.exists() and (not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns):
-                temporary = f"{twin}.tmp"
-                torch.save(_tiny_checkpoint(runner, path), temporary)
-                os.replace(temporary, twin)
+                written = io.BytesIO()  # torch's own writer hides why it failed
+                torch.save(_tiny_checkpoint(runner, path), written)
+                with replaced_when_done(twin) as temporary:
+                    temporary.write_bytes(written.getvalue())
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.sweep()
 
@@ -187,7 +194,8 @@ def _student_and_average(model: nn.Module) -> list[nn.Module]:
 
 def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
     model = unwrapped(runner.model)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)  # this run's own
+    with trusted_load():  # this run's own
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     meta = checkpoint["meta"]
     return {
         "state_dict": base_state_dict(model, checkpoint["state_dict"]),
