@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import socket
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmnetaug import NetAugScheduleHook
 from mmnetaug.elastic import Elastic, base_state_dict, make_elastic, sort_hidden_channels
 from mmnetaug.engine import hooks as hooks_module
 from mmnetaug.engine import optim_wrapper as optim_wrapper_module
+from mmnetaug.files import WriteError
 
 RATE = 0.01
 
@@ -541,6 +543,31 @@ def test_a_resumed_run_is_bit_identical(settings, whole_run, tmp_path, monkeypat
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("kind", "clip_together"), [("mmnetaug.NetAugOptimWrapper", False), ("mmnetaug.NetAugAmpOptimWrapper", True)]
+)
+def test_a_run_resumed_between_accumulated_gradients_is_bit_identical(tmp_path, monkeypatch, kind, clip_together):
+    """Epochs of four iterations, steps of three: the first epoch's checkpoint holds one iteration's gradients."""
+    before = runner_config(tmp_path)
+    settings = dict(
+        optim_wrapper=before["optim_wrapper"] | dict(type=kind, accumulative_counts=3, clip_together=clip_together),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+    )
+    reference = run(tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", custom_hooks=[*before["custom_hooks"], dict(type="mmengine.StopHook")], **settings)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    resumed = run(tmp_path / "cut", resume=True, **settings)
+    assert resumed.iter == reference.iter == 8
+    ends = [
+        {**r.model.state_dict(), **next(h for h in r.hooks if isinstance(h, EMAHook)).ema_model.state_dict()}
+        for r in (resumed, reference)
+    ]
+    assert [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])] == []
+    full = torch.load(tmp_path / "whole/epoch_2.pth", weights_only=False)
+    assert "accumulated_gradients" not in full  # the last iteration makes a step whatever it has
+
+
 @HOOKS.register_module(force=True)
 class StopHook(Hook):
     """Ends a run in the middle of its second epoch, while widths are sampled and channels sorted."""
@@ -719,11 +746,11 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert before == {"epoch_1.pth", "epoch_1_tiny.pth"}
 
     def disk_full(*args):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "")
 
     monkeypatch.setattr(os, "replace", disk_full)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(WriteError, match=r"epoch_2\.pth cannot be written: No space left"):
         run(
             tmp_path,
             resume=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,8 +66,10 @@ def compare(args: argparse.Namespace) -> None:
             columns.append([draw(s, s.gt_instances, names, "annotated") for s in samples])
         columns.append([draw(s, confident(s.pred_instances, args.score), names, label) for s in samples])
     rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
+    suffix = Path(args.out).suffix
+    _, encoded = cv2.imencode(suffix, np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
     with replaced_when_done(args.out) as temporary:
-        cv2.imwrite(str(temporary), np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        temporary.write_bytes(encoded.tobytes())  # OpenCV's own writer does not say that the disk is full
     print(f"written: {args.out}")
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from mmdet.models import SemiBaseDetector
-from mmengine.dist import master_only
+from mmengine.dist import is_distributed, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -144,6 +145,9 @@ class TinyCheckpointHook(CheckpointHook):
     their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without
     NetAug, with ``weights_only=True`` and without mmnetaug. Of a plain model the twin holds all weights.
 
+    A checkpoint written while gradients are being accumulated holds them, so that a resumed run ends as one that was
+    never stopped. With several processes, each of which has gradients of its own, they are lost, as MMEngine warns.
+
     Args:
         args: As of ``CheckpointHook``.
         kwargs: As of ``CheckpointHook``; checkpoints go to the local file system.
@@ -156,6 +160,41 @@ class TinyCheckpointHook(CheckpointHook):
         known = inspect.signature(Runner.save_checkpoint).parameters
         if unknown := [name for name in self.args if name not in known]:
             raise TypeError(f"CheckpointHook has no argument {', '.join(unknown)}")
+        self._resumed_gradients: dict[str, list[Tensor | None]] = {}
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Adds the gradients that wait for the next step."""
+        if "optimizer" not in checkpoint or is_distributed():
+            return
+        waiting = {"grad": [parameter.grad for parameter in _parameters(runner)]}
+        if getattr(runner.optim_wrapper, "_other_gradients", None):  # NetAug's, clipped one by one
+            waiting["other"] = runner.optim_wrapper._other_gradients
+        if any(gradient is not None for gradients in waiting.values() for gradient in gradients):
+            checkpoint["accumulated_gradients"] = {
+                name: [None if gradient is None else gradient.cpu() for gradient in gradients]
+                for name, gradients in waiting.items()
+            }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keeps those gradients until the optimizer is there."""
+        self._resumed_gradients = checkpoint.get("accumulated_gradients", {}) if runner._resume else {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Goes on accumulating where the checkpoint was written."""
+        super().before_train(runner)
+        if not self._resumed_gradients:
+            return
+        parameters = _parameters(runner)
+        on_device = {
+            name: [None if g is None else g.to(p.device) for p, g in zip(parameters, gradients, strict=True)]
+            for name, gradients in self._resumed_gradients.items()
+        }
+        self._resumed_gradients = {}
+        for parameter, gradient in zip(parameters, on_device["grad"], strict=True):
+            parameter.grad = gradient
+        if "other" in on_device:
+            runner.optim_wrapper._other_gradients = on_device["other"]
+        runner.logger.info("the gradients accumulated before the checkpoint were restored with it")
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
@@ -190,6 +229,12 @@ class TinyCheckpointHook(CheckpointHook):
 
 def _student_and_average(model: nn.Module) -> list[nn.Module]:
     return [model.student, model.teacher] if isinstance(model, SemiBaseDetector) else [model]
+
+
+def _parameters(runner: Runner) -> list[nn.Parameter]:
+    wrappers = runner.optim_wrapper
+    wrappers = wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]
+    return [parameter for one in wrappers for group in one.optimizer.param_groups for parameter in group["params"]]
 
 
 def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
