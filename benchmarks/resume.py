@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,8 +59,13 @@ def write_config(path: Path, epochs: int) -> None:
     config.dump(path)
 
 
+def half_written(work_dir: Path) -> list[Path]:
+    """What mmnetaug.files.replaced_when_done is writing, or was when the run was killed."""
+    return [path for path in work_dir.glob(".*.pth") if re.match(r"\.\d+\.", path.name)]
+
+
 def start(config: Path, work_dir: Path) -> subprocess.Popen:
-    for left in work_dir.glob("*.tmp"):  # of a write that was killed; seen again, it would pass for a new one
+    for left in half_written(work_dir):  # seen again, it would pass for a new one
         left.unlink()
     command = [sys.executable, ROOT / "tools/train.py", config, "--work-dir", work_dir, "--resume"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -72,7 +78,7 @@ def wait_for(moment: str, process: subprocess.Popen, work_dir: Path, generator: 
     sign = {"step": "Epoch(train)", "checkpoint": None, "validation": "Epoch(val)"}[moment]
     delay = generator.uniform(0, 4) if moment == "step" else generator.uniform(0, 0.05)
     while process.poll() is None:
-        found = list(work_dir.glob("*.tmp")) if sign is None else sign in (work_dir / "output.txt").read_text()
+        found = half_written(work_dir) if sign is None else sign in (work_dir / "output.txt").read_text()
         if found:
             time.sleep(delay)
             return process.poll() is None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ def save_stock(model: nn.Module, cfg: Config, path: Path) -> None:
     """Write the weights as any tool of OpenMMLab loads them, with the names of the classes."""
     meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
     meta = {key: list(meta[key]) for key in ("classes", "palette") if meta.get(key)}
-    torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": meta}}, path)
+    written = io.BytesIO()  # torch's own writer hides why it failed
+    torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": meta}}, written)
+    path.write_bytes(written.getvalue())
 
 
 class Verifier:

@@ -17,7 +17,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from ..checkpoint import trusted_load
+from ..checkpoint import find_last_checkpoint, trusted_load
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from ..files import replaced_when_done
 from ..registry import HOOKS
@@ -180,8 +180,10 @@ class TinyCheckpointHook(CheckpointHook):
         self._resumed_gradients = checkpoint.get("accumulated_gradients", {}) if runner._resume else {}
 
     def before_train(self, runner: Runner) -> None:
-        """Goes on accumulating where the checkpoint was written."""
+        """Goes on where the checkpoint was written: makes the twin if the run was killed before, and accumulates."""
         super().before_train(runner)
+        if runner._resume:
+            self._finish(runner, [find_last_checkpoint(Path(runner.work_dir)), *self._best()])
         if not self._resumed_gradients:
             return
         parameters = _parameters(runner)
@@ -202,21 +204,23 @@ class TinyCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         super()._save_best_checkpoint(runner, metrics)
-        best = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
-        self._finish(runner, [path for path in best if path])
+        self._finish(runner, self._best())
+
+    def _best(self) -> list[str | None]:
+        return [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
 
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
         with trusted_load():  # this run's own
             super()._publish_model(runner, ckpt_path)
 
     @master_only
-    def _finish(self, runner: Runner, saved: list[str]) -> None:
+    def _finish(self, runner: Runner, saved: list[str | None]) -> None:
         """Writes the twins that are absent or older than their checkpoints, then removes what was replaced.
 
         A twin is made from the file it belongs to (which holds the EMA copy, where there is one), whoever wrote that: a
         run may have been killed between the two.
         """
-        for path in map(Path, saved):
+        for path in map(Path, filter(None, saved)):
             twin = tiny_path(path)
             if path.exists() and (not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns):
                 written = io.BytesIO()  # torch's own writer hides why it failed
