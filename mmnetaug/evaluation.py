@@ -328,7 +328,7 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
         example = head(model.extract_feat(image))
     leaves, structure = tree_flatten(example)
     expected = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
-    given = [output.shape for output in run(image.cpu().numpy())]
+    given = [getattr(output, "shape", None) for output in run(image.cpu().numpy())]  # ONNX knows sequences, too
     if given != expected:
         raise UserError(f"that is another network: it returns arrays of shapes {given}, and the config's {expected}")
 
@@ -394,4 +394,4 @@ def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[in
     for batch in Runner.build_dataloader(loader):
         progress.step()
         image = model.data_preprocessor(batch, False)["inputs"]
-        yield pad(image, (0, size[1] - image.shape[3], 0, size[0] - image.shape[2])).numpy()
+        yield pad(image, (0, size[1] - image.shape[3], 0, size[0] - image.shape[2])).cpu().numpy()

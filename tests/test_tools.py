@@ -199,6 +199,16 @@ def test_amp(before, after, monkeypatch):
     assert cfg.optim_wrapper == dict(type=after, alpha=0.5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_amp_is_refused_where_mmengine_s_wrapper_does_not_run(device, monkeypatch):
+    monkeypatch.setattr(train, "get_device", lambda: device)
+    with pytest.raises(UserError, match=f"needs a GPU: .* does not run on {device}"):
+        train.use_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
+    cfg = Config(dict(optim_wrapper=dict(type="mmnetaug.NetAugOptimWrapper")))
+    train.use_amp(cfg)
+    assert cfg.optim_wrapper.type == "mmnetaug.NetAugAmpOptimWrapper"
+
+
 def test_amp_is_refused_where_it_would_switch_something_off():
     with pytest.raises(UserError, match="no mixed-precision twin of optim_wrapper"):
         train.use_amp(Config(dict(optim_wrapper=dict(type="ApexOptimWrapper"))))

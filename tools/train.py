@@ -156,8 +156,10 @@ def use_amp(cfg: Config) -> None:
         raise UserError(f"--amp knows no mixed-precision twin of optim_wrapper.type {name}: set one in the config")
     if name in AMP_TWINS:
         cfg.optim_wrapper.type = AMP_TWINS[name]
-    if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() == "cpu":
-        raise UserError("mixed precision without NetAug needs a GPU: MMEngine's AmpOptimWrapper does not run on a CPU")
+    if type_name(cfg.optim_wrapper) == "AmpOptimWrapper" and get_device() not in ("cuda", "npu", "mlu", "musa"):
+        raise UserError(
+            f"mixed precision without NetAug needs a GPU: MMEngine's AmpOptimWrapper does not run on {get_device()}"
+        )
 
 
 def use_scaled_lr(cfg: Config) -> None:

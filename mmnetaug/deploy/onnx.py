@@ -46,7 +46,8 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int, int], path: 
         import onnx  # noqa: F401  (what the exporter needs)
         import onnxscript  # noqa: F401
 
-        images = torch.zeros(2, *input_shape[1:])
+        device = next((parameter.device for parameter in model.parameters()), None)
+        images = torch.zeros(2, *input_shape[1:], device=device)
         raw = Raw(model)
         with torch.no_grad():
             outputs = [f"output_{i}" for i in range(len(raw(images)))]
@@ -123,7 +124,7 @@ class OnnxNetwork:
         input_shape: ``(1, C, H, W)`` that it must have been exported for; None accepts any.
 
     Raises:
-        UserError: No such file, no ONNX file, or one for another input.
+        UserError: No such file, no ONNX file, or one for another input; also when it is called and fails.
     """
 
     def __init__(self, path: str | Path, input_shape: tuple[int, ...] | None = None) -> None:
@@ -133,12 +134,14 @@ class OnnxNetwork:
             import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        try:
+        self.path = path
+        with self._reported():
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common class
-            raise UserError(f"{path} is no ONNX file that can be run: {cause(error)}") from error
-        [given] = self.session.get_inputs()
-        self.name, self.shape = given.name, tuple(given.shape)
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+            given = ", ".join(f"{one.type} {one.shape}" for one in inputs)
+            raise UserError(f"{path} takes {given or 'nothing'}, not one batch of images: tensor(float) [N, C, H, W]")
+        self.name, self.shape = inputs[0].name, tuple(inputs[0].shape)
         if input_shape is not None and self.shape[1:] != tuple(input_shape[1:]):
             raise UserError(
                 f"{path} takes images of {'x'.join(map(str, self.shape[1:]))}, the config's test pipeline gives "
@@ -146,7 +149,15 @@ class OnnxNetwork:
             )
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, {self.name: batch})
+        with self._reported():
+            return self.session.run(None, {self.name: batch})
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise UserError(f"{self.path} is no ONNX file that can be run: {cause(error)}") from error
 
 
 @contextlib.contextmanager

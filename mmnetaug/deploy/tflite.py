@@ -55,7 +55,7 @@ def convert_tflite(
     Raises:
         UserError: The model cannot be exported or converted, or the environment lacks a package.
     """
-    prepared = copy.deepcopy(model)
+    prepared = copy.deepcopy(model).cpu()
     for module in list(prepared.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LeakyReLU) and 0 <= child.negative_slope <= 1:
