@@ -15,7 +15,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import find_last_checkpoint, trusted_load
 from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
