@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), str(ROOT / "tests")] + [p for p in sys.path if Path(p).resolve() != ROOT / "benchmarks"]
 
 import torch
-from networks import plain_at, scatter_gradients
+from networks import plain_at, randomise, scatter_gradients
 from torch import Tensor, nn
 
 from benchmarks.backbones import CONVOLUTIONAL, IMAGE, LEFT_OUT, MIXES_CHANNELS, build, registered
@@ -77,18 +77,6 @@ def loss_of(model: nn.Module, image: Tensor) -> Tensor:
     """A loss that depends on every element of every output, with the same random numbers (dropout) every time."""
     torch.manual_seed(1)
     return sum((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum() for output in model(image))
-
-
-def randomise(elastic: nn.Module) -> None:
-    """Replaces constants: zero-initialised layers would silence branches, fresh statistics would hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    stored = {name: tensor for name, tensor in elastic.named_parameters()}
-    stored |= {name: tensor for name, tensor in elastic.named_buffers() if "running_" in name}
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            if tensor.is_floating_point() and (tensor == tensor.flatten()[0]).all():
-                low, high = (-0.2, 0.2) if name.endswith(("bias", "mean")) else (0.5, 1.5)
-                tensor.uniform_(low, high, generator=generator)
 
 
 def check(name: str, variant: str) -> dict:

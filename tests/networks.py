@@ -110,6 +110,18 @@ def _randomise_norms(elastic: nn.Module) -> None:
                     stored.uniform_(low, high, generator=generator)
 
 
+def randomise(elastic: nn.Module) -> None:
+    """Replaces constants: zero-initialised layers would silence branches, fresh statistics would hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    stored = {name: tensor for name, tensor in elastic.named_parameters()}
+    stored |= {name: tensor for name, tensor in elastic.named_buffers() if "running_" in name}
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            if tensor.is_floating_point() and (tensor == tensor.flatten()[0]).all():
+                low, high = (-0.2, 0.2) if name.endswith(("bias", "mean")) else (0.5, 1.5)
+                tensor.uniform_(low, high, generator=generator)
+
+
 def batch(images: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
     """Random images with two boxes each, as the data preprocessor hands them to a detector's forward.
 

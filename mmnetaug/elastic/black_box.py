@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +88,27 @@ def boxed(boxes: Boxes) -> Iterator[None]:
             del module.forward
 
 
+def reason_of(error: Exception) -> str:
+    """Why a network's code fails, in one line.
+
+    Call it where the error is caught.
+
+    Raises:
+        Exception: The error itself, if code of this folder raised it: a fault of ours is no reason to hold channels.
+    """
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
+    files = [Path(code.co_filename) for code in codes if code.co_name != "__torch_dispatch__"]  # which looks on
+    ours = [number for number, file in enumerate(files) if file.parent == Path(__file__).parent]
+    if ours:
+        behind = files[ours[-1] + 1 :]  # torch's own files, or the network's: a module is called by torch's module.py
+        if all(file.is_relative_to(_TORCH) and file != _MODULE for file in behind):
+            raise error
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+_TORCH, _MODULE = Path(torch.__file__).parent, Path(nn.modules.module.__file__)
+
+
 def _failing(model: nn.Module, run: Callable[[], Any], boxes: Boxes) -> nn.Module | None:
     """The innermost module whose own code fails on shapes alone, or None."""
     entered: list[nn.Module] = []
@@ -96,7 +119,8 @@ def _failing(model: nn.Module, run: Callable[[], Any], boxes: Boxes) -> nn.Modul
     try:
         with boxed(boxes), without_values():
             run()
-    except Exception:
+    except Exception as error:
+        reason_of(error)
         return entered[-1] if entered else model
     finally:
         for hook in hooks:

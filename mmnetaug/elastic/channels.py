@@ -14,6 +14,10 @@ Layout = tuple[int, ...]
 """The channels of one tensor dimension: run numbers in order."""
 
 
+class ChannelsDiffer(ValueError):
+    """Different numbers of channels are said to be the same."""
+
+
 class Channels:
     """A table of runs. Layouts handed out stay valid: ``resolve`` tells what they have become."""
 
@@ -57,10 +61,10 @@ class Channels:
         """The two layouts are the same channels from now on (a residual sum, a norm and its input, ...).
 
         Raises:
-            ValueError: If their numbers of channels differ.
+            ChannelsDiffer: If their numbers of channels differ.
         """
         if self.size(a) != self.size(b):
-            raise ValueError(f"{self.size(a)} channels meet {self.size(b)}")
+            raise ChannelsDiffer(f"{self.size(a)} channels meet {self.size(b)}")
         self._align(a, b, self._union)
 
     def _align(self, a: Layout, b: Layout, act: Callable[[int, int], None]) -> None:
@@ -99,10 +103,10 @@ class Channels:
         """The two layouts are equally wide without being the same channels (the halves of a ``chunk``).
 
         Raises:
-            ValueError: If their numbers of channels differ.
+            ChannelsDiffer: If their numbers of channels differ.
         """
         if self.size(a) != self.size(b):
-            raise ValueError(f"{self.size(a)} channels are to be as wide as {self.size(b)}")
+            raise ChannelsDiffer(f"{self.size(a)} channels are to be as wide as {self.size(b)}")
         self._ties.append((a, b))
 
     def require_multiple(self, layout: Layout, step: int) -> None:

@@ -50,8 +50,8 @@ class ChannelGroup:
         self.width = self.base_width
 
     def round(self, factor: float) -> int:
-        """The width at a factor, in whole channels."""
-        return self.step * max(1, round(self.base_width * factor / self.step))
+        """The width at a factor, in whole channels; a held one may not divide into groups of ``step``."""
+        return self.base_width if factor == 1 else self.step * max(1, round(self.base_width * factor / self.step))
 
     def choices(self) -> tuple[float, ...]:
         """Own factors that can be sampled."""

@@ -1,30 +1,25 @@
 """Reads the channel structure of a plain network off its exported graph.
 
-``torch.export`` gives the ATen graph of a forward pass with parameter names. Interpreting it once over ``Channels``
-tells, for every parameter, which runs of channels its dimensions consist of. Operators that are not in the table below
-are never guessed: the channels they touch stay at base width, with the reason.
+Interpreting the graph of a forward pass (``graph.py``) once over ``Channels`` tells, for every parameter, which runs of
+channels its dimensions consist of. Operators that are not in the table below are never guessed: the channels they touch
+stay at base width, with the reason.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import inspect
 import math
-import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from .black_box import Boxes, boxed, find_black_boxes
-from .channels import Channels, Layout
-
-
-class TraceError(RuntimeError):
-    """The network cannot be traced."""
+from .black_box import Boxes, find_black_boxes
+from .channels import Channels, ChannelsDiffer, Layout
+from .graph import Forward, Graph, Ref, Step, TraceError, evaluating, export, reason_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,10 @@ class Trace:
         reads: Per parameter that mixes channels into others, the dimension along those it reads.
         touched: Per module that owns a convolution or linear weight, the layouts it reads and makes.
         integers: Modules whose attribute counts channels: (module name, attribute, layout, base value).
-        steps: What every operator of the graph gives, in order: its name and its results. Tells the shapes that are
-            expected at any widths.
-        divided: Whether channels are divided anywhere (split, sliced, folded), or a shape is written out.
+        graph: The graph at base widths.
+        values: What is known of every tensor of the graph. Tells the shapes that are expected at any widths.
+        counts: Per step of the graph, those of its arguments that count channels: by name, the layouts they count and
+            their base values, one per number of a list.
         boxes: Modules that cannot be traced.
         gated: Layouts that are multiplied by a gate computed from their own pooled features.
     """
@@ -85,13 +81,14 @@ class Trace:
     reads: dict[str, int] = field(default_factory=dict)
     touched: list[tuple[str, Layout]] = field(default_factory=list)
     integers: list[tuple[str, str, Layout, int | tuple[int, ...]]] = field(default_factory=list)
-    steps: list[tuple[str, list[Value]]] = field(default_factory=list)
-    divided: bool = False
+    graph: Graph = field(default_factory=Graph)
+    values: dict[Ref, Value] = field(default_factory=dict)
+    counts: list[dict[str, list[tuple[Layout, int]]]] = field(default_factory=list)
     boxes: Boxes = field(default_factory=dict)
     gated: list[Layout] = field(default_factory=list)
 
 
-def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tensor]], image: Tensor) -> Trace:
+def trace(model: nn.Module, forward: Forward, image: Tensor) -> Trace:
     """Traces a plain network.
 
     Args:
@@ -100,171 +97,65 @@ def trace(model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tens
         image: An example input, (N, C, H, W).
 
     Raises:
-        TraceError: If ``torch.export`` cannot trace the network.
+        TraceError: If the network does not run on the image, or ``torch.export`` cannot trace it.
     """
+
+    def run() -> None:
+        with torch.no_grad():
+            list(forward(model, image.clone()))
 
     boxes: Boxes = {}
     try:
-        program = export(model, forward, image, boxes)
+        graph = export(model, forward, image, boxes)
     except TraceError:
         with evaluating(model):
-            boxes = find_black_boxes(model, lambda: list(forward(model, image.clone())))
+            try:
+                run()
+            except Exception as error:
+                message = f"{type(model).__name__} itself fails on images of shape {tuple(image.shape)}"
+                raise TraceError(f"{message}: {reason_of(error)}") from error
+            boxes = find_black_boxes(model, run)
         if not boxes:
             raise
-        program = export(model, forward, image, boxes)
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names = {key: name.removeprefix("model.") for key, name in names.items()}
-    names |= {key: "" for key in signature.inputs_to_lifted_tensor_constants}
-    reader = _Reader(model)
-    reader.found.boxes = boxes
-    inputs = [reader.source(node, names.get(node.name)) for node in program.graph.nodes if node.op == "placeholder"]
-    for value in reader.run(program.graph_module, inputs):
-        reader.hold(value, "an output of the network")
-    return reader.found
-
-
-def export(
-    model: nn.Module, forward: Callable[[nn.Module, Tensor], Iterable[Tensor]], image: Tensor, boxes: Boxes
-) -> torch.export.ExportedProgram:
-    """The graph of a network's forward pass in evaluation, but for the inside of black boxes.
-
-    Raises:
-        TraceError: If ``torch.export`` cannot trace the network.
-    """
-
-    class Call(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return tuple(forward(self.model, image))
-
-    with evaluating(model), boxed(boxes), torch.no_grad():
-        try:
-            return torch.export.export(Call(), (image,), strict=False)
-        except Exception as error:
-            raise TraceError(f"torch.export cannot trace {type(model).__name__}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Switches to evaluation (or training) for the time of a ``with`` block; what modules do about it is done too."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    for module in modes:
-        module.training = training
-    try:
-        yield
-    finally:
-        model.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Gives modules back the attributes that they had before a ``with`` block.
-
-    In a forward pass on shapes alone, modules put tensors without values into their caches, and note that they have
-    initialised themselves.
-    """
-    kept = []
-    for module in model.modules():
-        attributes = dict(vars(module))
-        held = [(value, copy.copy(value)) for value in attributes.values() if isinstance(value, dict | list | set)]
-        kept.append((vars(module), attributes, held))
-    try:
-        yield
-    finally:
-        for now, attributes, held in kept:
-            now.clear()
-            now.update(attributes)
-            for container, content in held:
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
-
-
-def shapes(graph: fx.GraphModule) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
-    """Name and result shapes of every operator of an exported graph, in the order of ``Trace.steps``."""
-    for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target is operator.getitem:
-            continue
-        entered = [
-            inner
-            for arg in node.args
-            if isinstance(arg, fx.Node) and arg.op == "get_attr"
-            if isinstance(inner := operator.attrgetter(arg.target)(graph), fx.GraphModule)
-        ]
-        if entered:
-            yield from shapes(entered[0])
-        else:
-            results = fx.node.map_aggregate(node.meta.get("val"), _plain)
-            yield _name(node), [value.shape for value in _flat(results) if isinstance(value, Value)]
+        graph = export(model, forward, image, boxes)
+    found = Trace(graph=graph, boxes=boxes)
+    _Reader(model, found).read()
+    return found
 
 
 class _Reader:
     """Interprets the graph; ``found`` fills up as it goes."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.found = Trace()
-        self.channels = self.found.channels
-        self.module = ""  # the module whose code is being read
-        self.operator = ""  # the operator that is being read
+    def __init__(self, model: nn.Module, found: Trace) -> None:
+        self.model, self.found, self.channels = model, found, found.channels
+        self.step: Step  # that is being read
 
-    def source(self, node: fx.Node, name: str | None) -> Value:
-        """A placeholder: the image (``name`` None), a constant (empty name), a parameter or a buffer."""
-        shape = tuple(node.meta["val"].shape) if isinstance(node.meta.get("val"), Tensor) else ()
-        if not name:
-            return Value(shape)
-        dims = {dim: self.channels.new(size) for dim, size in enumerate(shape) if size > 1}
+    def read(self) -> None:
+        graph, values = self.found.graph, self.found.values
+        values |= {ref: self.source(name, ref) for name, ref in graph.sources}
+        for step in graph.steps:
+            self.step = step
+            self.found.counts.append({})
+            args, kwargs = pytree.tree_map_only(Ref, values.get, (step.args, step.kwargs))
+            results = [value for value in _flat(self.interpret(args, kwargs)) if isinstance(value, Value)]
+            values |= {ref: value for ref, value in zip(step.refs, results, strict=True)}
+        for ref in graph.outputs:
+            self.hold(values[ref], "an output of the network")
+
+    def source(self, name: str | None, ref: Ref) -> Value:
+        """A parameter or a buffer by its name; the image and constants have none."""
+        if name is None:
+            return Value(ref.shape)
+        dims = {dim: self.channels.new(size) for dim, size in enumerate(ref.shape) if size > 1}
         self.found.parameters[name] = dims
-        return Value(shape, dims, parameter=name)
+        return Value(ref.shape, dims, parameter=name)
 
-    def run(self, graph: fx.GraphModule, inputs: list[Any]) -> list[Any]:
-        values: dict[fx.Node, Any] = {}
-        remaining = iter(inputs)
-
-        def look_up(argument: Any) -> Any:
-            return fx.map_arg(argument, lambda node: values[node])
-
-        for node in graph.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = next(remaining)
-            elif node.op == "get_attr":
-                attribute = operator.attrgetter(node.target)(graph)
-                values[node] = Value(tuple(attribute.shape)) if isinstance(attribute, Tensor) else attribute
-            elif node.op == "output":
-                return [value for value in _flat(look_up(node.args)) if isinstance(value, Value)]
-            else:
-                values[node] = self.call(node, look_up(node.args), look_up(node.kwargs))
-        raise AssertionError("a graph ends in its output")
-
-    def call(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if node.target is operator.getitem:
-            return args[0][args[1]]
-        entered = [arg for arg in args if isinstance(arg, fx.GraphModule)]
-        if entered:  # autocast or no_grad regions: (settings..., graph, *inputs)
-            return self.run(entered[0], list(args[args.index(entered[0]) + 1 :]))
-        results = self.interpret(node, args, kwargs)
-        self.found.steps.append((_name(node), [value for value in _flat(results) if isinstance(value, Value)]))
-        return results
-
-    def interpret(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
-        results = fx.node.map_aggregate(node.meta.get("val"), _plain)
-        self.module, self.operator = _module(node), _name(node)
-        if self.operator == "_assert_tensor_metadata":  # what a cast expects; computes nothing
-            return results
-        where = f"{self.operator} in {self.module or 'the network'}"
-        pointwise = torch.Tag.pointwise in getattr(_functional(node.target), "tags", ())
-        rule = _Reader.pointwise if pointwise and self.operator != "prelu" else _RULES.get(self.operator)
+    def interpret(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        step = self.step
+        results = pytree.tree_map_only(Ref, lambda ref: Value(ref.shape), step.results)
+        where = f"{step.name} in {step.module or 'the network'}"
+        pointwise = torch.Tag.pointwise in getattr(_functional(step.target), "tags", ())
+        rule = _Reader.pointwise if pointwise and step.name != "prelu" else _RULES.get(step.name)
         sources = [value for value in _flat((args, list(kwargs.values()))) if isinstance(value, Value)]
         if not any(value.dims for value in sources):
             return results
@@ -276,11 +167,15 @@ class _Reader:
             except TypeError as unexpected:
                 raise _NotUnderstood(f"{where}: {unexpected}") from None
             return rule(self, results, *args, **kwargs)
-        except (_NotUnderstood, ValueError) as problem:
+        except (_NotUnderstood, ChannelsDiffer) as problem:
             reason = str(problem) if isinstance(problem, _NotUnderstood) else f"{problem} at {where}"
             for value in sources:
                 self.hold(value, reason)
             return results
+
+    def counts(self, argument: str, *counted: tuple[Layout, int]) -> None:
+        """Notes that numbers in an argument of the operator count channels, or groups or parts of them."""
+        self.found.counts[-1][argument] = list(counted)
 
     def hold(self, value: Value, reason: str) -> None:
         for layout in value.dims.values():
@@ -315,6 +210,7 @@ class _Reader:
             if vars(self.model.get_submodule(owner)).get("groups") != groups:
                 raise _NotUnderstood("a grouped convolution whose module does not count its groups")
             self.found.integers.append((owner, "groups", made, groups))
+            self.counts("groups", (made, groups))
             self.found.touched.append((owner, made))
         elif read is None or w.shape[1] == 1:
             raise _NotUnderstood(f"a grouped convolution from {x.shape[channel]} to {w.shape[0]} channels")
@@ -338,11 +234,10 @@ class _Reader:
 
     def owner(self, weight: Value) -> str:
         """Name of the module whose weight it is; of the one whose code is being read, if the weight is computed."""
-        return weight.parameter.rpartition(".")[0] if weight.parameter else self.module
+        return weight.parameter.rpartition(".")[0] if weight.parameter else self.step.module
 
     def equal_parts(self, layout: Layout, count: int) -> list[Layout]:
         """Divides channels into parts that stay equally wide."""
-        self.found.divided = True
         size = self.channels.size(layout) // count
         parts = [self.channels.part(layout, size * i, size * (i + 1)) for i in range(count)]
         for part in parts[1:]:
@@ -381,7 +276,7 @@ class _Reader:
         for vector in _flat((args, list(kwargs.values()))):
             if isinstance(vector, Value) and vector.shape:
                 self.join(x.dims.get(1), vector.dims.get(0))
-                if self.operator == "instance_norm":  # which compares, a batch norm does not
+                if self.step.name == "instance_norm":  # which compares, a batch norm does not
                     self.count(vector, "num_features", x.dims.get(1), x.shape[1])
         return Value(out.shape, x.dims, pooled=x.pooled)
 
@@ -398,7 +293,9 @@ class _Reader:
             raise _NotUnderstood("a layer norm over more than the channels, or without weights")
         for vector in vectors:
             self.join(x.dims.get(channel), vector.dims.get(0))
-        self.count(vectors[0], "normalized_shape", x.dims.get(channel), tuple(size))
+        if channel in x.dims:
+            self.count(vectors[0], "normalized_shape", x.dims[channel], tuple(size))
+            self.counts("normalized_shape", (x.dims[channel], size[0]))
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def group_norm(self, out: Value, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
@@ -410,6 +307,7 @@ class _Reader:
                 raise _NotUnderstood("a group norm without weights")
             self.channels.require_multiple(x.dims[1], x.shape[1] // groups)
             self.count(vectors[0], "num_groups", x.dims[1], groups)
+            self.counts("num_groups", (x.dims[1], groups))
         return Value(out.shape, x.dims, pooled=x.pooled)
 
     def prelu(self, out: Value, x: Value, weight: Value) -> Value:
@@ -448,7 +346,7 @@ class _Reader:
 
     def turned(self, out: Value, x: Value, *args: Any) -> Value:
         """``flip`` and ``roll``, whose last argument says along which dimensions."""
-        everywhere = self.operator == "roll" and (len(args) < 2 or not args[1])
+        everywhere = self.step.name == "roll" and (len(args) < 2 or not args[1])
         if everywhere or any(d % len(x.shape) in x.dims for d in _flat(args[-1])):
             raise _NotUnderstood("channels change their order")
         return Value(out.shape, x.dims, pooled=x.pooled)
@@ -524,8 +422,6 @@ class _Reader:
         """
         if not math.prod(x.shape):
             raise _NotUnderstood("an empty tensor")
-        if self.operator in ("view", "reshape", "_unsafe_view", "unflatten"):
-            self.found.divided = True  # the graph does not tell a number written down from one that follows the width
         dims = {}
         for ours, theirs in _factors(x.shape, out.shape):
             ours, theirs = [d for d in ours if x.shape[d] > 1], [e for e in theirs if out.shape[e] > 1]
@@ -588,6 +484,10 @@ class _Reader:
             if step != 1 or x.shape[dim] % size or first % size:
                 raise _NotUnderstood("channels are split into unequal parts")
             dims[dim] = self.equal_parts(dims[dim], x.shape[dim] // size)[first // size]
+        for name, position in (("start", start), ("end", stop)):
+            if dim in dims and position and -x.shape[dim] <= position <= x.shape[dim]:
+                first, last = (0, position) if position > 0 else (x.shape[dim] + position, x.shape[dim])
+                self.counts(name, (self.channels.part(x.dims[dim], first, last), position))
         return Value(out.shape, dims, pooled=x.pooled)
 
     def select(self, out: Value, x: Value, dim: int, index: int) -> Value:
@@ -608,18 +508,23 @@ class _Reader:
         if any(item.shape[dim] != size for item in out):
             raise _NotUnderstood("channels are split into unequal parts")
         parts = self.equal_parts(x.dims[dim], len(out))
+        if isinstance(sizes, int):
+            self.counts("split_size", (parts[0], sizes))
+        elif sizes is not None:
+            for name in ("split_size", "split_sizes"):
+                self.counts(name, *zip(parts, sizes, strict=True))
         if sizes == size:  # written as a number, which a module may keep: its attribute counts the channels
-            module = self.model.get_submodule(self.module)
+            module = self.model.get_submodule(self.step.module)
             integers = {name: value for name, value in vars(module).items() if type(value) is int}
             equal = [name for name in _read_by_methods(module) if integers.get(name) == size]
             if len(equal) == 1:  # of several it cannot be told which one it is
-                self.found.integers.append((self.module, equal[0], parts[0], size))
+                self.found.integers.append((self.step.module, equal[0], parts[0], size))
         return [
             Value(item.shape, {**x.dims, dim: part}, pooled=x.pooled) for item, part in zip(out, parts, strict=True)
         ]
 
     def black_box(self, out: Value, *args: Any) -> Value:
-        raise _NotUnderstood(f"{self.module or 'a part of the network'} cannot be traced")
+        raise _NotUnderstood(f"{self.step.module or 'a part of the network'} cannot be traced")
 
 
 class _NotUnderstood(Exception):
@@ -693,19 +598,10 @@ def _read_by_methods(module: nn.Module) -> set[str]:
     return names
 
 
-def _plain(value: Any) -> Any:
-    return Value(tuple(value.shape)) if isinstance(value, Tensor) else value
-
-
 def _flat(item: Any) -> list[Any]:
     if isinstance(item, list | tuple):
         return [leaf for part in item for leaf in _flat(part)]
     return [item]
-
-
-def _name(node: fx.Node) -> str:
-    name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
-    return name if name.startswith("__") else name.rstrip("_")
 
 
 def _functional(target: Any) -> Any:
@@ -716,8 +612,3 @@ def _functional(target: Any) -> Any:
         return target
     twin = getattr(torch.ops.aten, name.rstrip("_"), None)
     return getattr(twin, target._overloadname, target) if twin is not None else target
-
-
-def _module(node: fx.Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0].removeprefix("model.").removeprefix("model") if stack else ""
