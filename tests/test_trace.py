@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.elastic import TraceError, base_state_dict, make_elastic
+from mmnetaug.elastic import TraceError, base_state_dict, black_box, make_elastic, plan
 from mmnetaug.engine.optim_wrapper import _tiny_statistics_kept
 
 
@@ -260,6 +260,142 @@ class OwnStatistics(Net):
         return self.norm(self.body(x))
 
 
+class Written(Net):
+    """Wider, this runs and gives the right shapes, but computes something else: what a subclass does with width 16."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(self.odd(x, x.shape[1]))
+
+
+class BranchOnWidth(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return -x if width > 16 else x
+
+
+class LongerGraph(Net):
+    """The same operators, and one behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.head(self.body(x))
+        return -y if x.shape[1] > 16 else y
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class TrainingBranch(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return -x if self.training and width > 16 else x
+
+
+class EvaluationBranch(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x if self.training else torch.cat(x.split((8, 8), 1), 1)
+
+
+class TimesWidth(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x * width
+
+
+class OverRoot(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x / width**0.5
+
+
+class AddedTimesWidth(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return torch.add(x, x.tanh(), alpha=width)
+
+
+class ConstantOfWidth(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x + torch.tensor(1 / width)
+
+
+class OtherOrder(Written):
+    """The same operators on other tensors."""
+
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        a, b = x.tanh(), x.sigmoid()
+        return b - a if width > 16 else a - b
+
+
+class OtherWeight(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = conv(16, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        one, two = (self.other, self.body) if x.shape[1] > 16 else (self.body, self.other)
+        return one(x).relu() + two(x)
+
+
+class OtherType(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x.to(torch.float64 if width > 16 else torch.float32).to(torch.float32)
+
+
+class OtherOffset(Written):
+    """Eight channels are skipped at every width."""
+
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return torch.cat([x[:, : width // 2], x[:, 8 : 8 + width // 2].tanh()], 1)
+
+
+class OtherDilation(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv(16, 16, 3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        reach = x.shape[1] // 16
+        return nn.functional.conv2d(x, self.body.weight, self.body.bias, padding=reach, dilation=reach)
+
+
+class WrittenGroups(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(16))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(nn.functional.group_norm(x, 4, self.scale))
+
+
+class HalvesInGroups(nn.Module):
+    """Twelve channels in groups of four, and in halves: they are held at twelve, which are no groups in each half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.body, self.norm = conv(3, 12), conv(6, 6), conv(12, 12), nn.GroupNorm(3, 12)
+        self.head = conv(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = x.chunk(2, 1)
+        return self.head(x + self.norm(self.body(torch.cat([a, self.part(b)], 1))))
+
+
+class Scaled(Net):
+    """Numbers that follow no width are no reason."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = self.body(x[:, :c] / 16 + torch.full_like(x, 0.5))
+        a, b = x[:, : c // 2], x[:, -(c // 2) :]
+        return torch.cat([a, b.reshape(n, c // 2, h * w).unflatten(2, (h, w))], 1).expand(n, c, h, w)
+
+
+class NeedsValuesInTraining(Net):
+    """Training cannot be run on shapes alone; evaluation can, and is looked at."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        if self.training and x.sum().item() > 0:
+            x = x + 1
+        return self.body(x if self.training else torch.cat(x.split((8, 8), 1), 1))
+
+
 def elastic(network: nn.Module) -> nn.Module:
     torch.manual_seed(0)
 
@@ -294,6 +430,23 @@ def elastic(network: nn.Module) -> nn.Module:
         (OwnLayer, {}),
         (Remembering, {}),
         (OwnStatistics, {}),
+        (BranchOnWidth, {"stem": "runs another way at another width"}),
+        (LongerGraph, {"stem": "runs another way at another width"}),
+        (TrainingBranch, {"stem": "runs another way at another width"}),
+        (EvaluationBranch, {"stem": "fails at another width"}),
+        (TimesWidth, {"stem": "runs another way at another width, from aten.mul"}),
+        (OverRoot, {"stem": "runs another way at another width, from aten.div"}),
+        (AddedTimesWidth, {"stem": "runs another way at another width, from aten.add"}),
+        (ConstantOfWidth, {"stem": "other constants"}),
+        (OtherOrder, {"stem": "computes otherwise at another width: self of sub"}),
+        (OtherWeight, {"stem": "computes otherwise at another width: weight of conv2d", "body": "weight of conv2d"}),
+        (OtherType, {"stem": "at another width"}),
+        (OtherOffset, {"stem": "at another width"}),
+        (OtherDilation, {"stem": "computes otherwise", "body": "padding of conv2d"}),
+        (WrittenGroups, {"stem": "computes otherwise at another width: num_groups of group_norm"}),
+        (HalvesInGroups, {"stem": "do not divide into groups"}),
+        (Scaled, {}),
+        (NeedsValuesInTraining, {"stem": "fails at another width"}),
     ],
 )
 def test_what_is_followed_and_what_is_held(network, held):
@@ -308,7 +461,7 @@ def test_what_is_followed_and_what_is_held(network, held):
     "network",
     [
         *(Chunk, SplitByAttribute, SplitInHalves, SplitByNumber, Shuffle, Heads, Flatten, MoreGroupsOut, BlackBox),
-        *(NormByHand, Values, SplitByOneOfTwo, Common, Remembering, OwnStatistics),
+        *(NormByHand, Values, SplitByOneOfTwo, Common, Remembering, OwnStatistics, HalvesInGroups),
     ],
 )
 def test_every_width_runs_and_holds_the_tiny_network(network):
@@ -329,7 +482,14 @@ def test_every_width_runs_and_holds_the_tiny_network(network):
                 torch.testing.assert_close(model(image), expected)
 
 
-@pytest.mark.parametrize("network", [OwnLayer, Query, Remembering, OwnStatistics])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(OwnLayer, Query, Remembering, OwnStatistics, HalvesInGroups),
+        *(BranchOnWidth, LongerGraph, EvaluationBranch, TimesWidth, OverRoot, AddedTimesWidth, ConstantOfWidth),
+        *(OtherOrder, OtherWeight, OtherOffset, OtherDilation, WrittenGroups),
+    ],
+)
 def test_every_width_starts_as_the_function_of_the_tiny_network(network):
     torch.manual_seed(0)
     plain = network().eval()
@@ -400,3 +560,21 @@ def test_a_network_that_branches_on_values_itself_is_refused():
 
     with pytest.raises(TraceError, match="cannot trace Branching"):
         elastic(Branching())
+
+
+def test_a_network_that_does_not_run_is_refused_with_its_own_error():
+    with pytest.raises(TraceError, match=r"Cast itself fails on images of shape \(2, 3, 8, 8\): .* expected input"):
+        elastic(Cast(features=17))
+
+
+@pytest.mark.parametrize(
+    "network, module, function",
+    [
+        (Common, plan, "count_at_width"),  # while wider networks run
+        (BlackBox, black_box, "black_box"),  # while black boxes are found and exported
+    ],
+)
+def test_a_fault_of_our_own_is_an_error_and_no_reason_to_hold(network, module, function, monkeypatch):
+    monkeypatch.setattr(module, function, None)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        elastic(network())
