@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from networks import plain_at, randomise, scatter_gradients
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "statistics": lambda channels: nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
-    "group": lambda channels: nn.GroupNorm(channels // 4, channels),
+    "group": lambda channels: nn.GroupNorm(max(2, channels // 4), channels),
     "all": lambda channels: nn.GroupNorm(1, channels),
     "layer": LayerNorm2d,
     "written": WrittenGroupNorm,
@@ -356,7 +356,20 @@ BLOCKS = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore")
-@given(stem=CHANNELS, spec=st.lists(BLOCKS, min_size=1, max_size=3), classifier=YES_OR_NO)
+@given(CHANNELS, st.lists(BLOCKS, min_size=1, max_size=3), YES_OR_NO)
+@example(  # a held group whose width is no multiple of its step
+    12, [(Residual, [(Divide, "chunk"), (Conv, 12, 1, 1, "group", "relu")]), (Conv, 12, 1, 1, "none", "relu")], True
+)
+@example(4, [(Concat, [[], []], False), (Odd, "roll")], False)  # a shift that equals the number of channels
+@example(  # two groups, each of which reads the other
+    8,
+    [
+        (Concat, [[(Inverted, 4, 16, True), (Residual, [(Divide, "kept")])]], True),
+        (Divide, "chunk"),
+        (Residual, [(Residual, [(Inverted, 4, 8, True), (Drop,)])]),
+    ],
+    False,
+)
 def test_random_networks_are_augmented_rightly_or_held_with_a_reason(stem, spec, classifier):
     torch.manual_seed(0)
     plain = Network(stem, spec, classifier)

@@ -354,6 +354,11 @@ class OtherDilation(Net):
         return nn.functional.conv2d(x, self.body.weight, self.body.bias, padding=reach, dilation=reach)
 
 
+class OtherShift(Written):
+    def odd(self, x: Tensor, width: int) -> Tensor:
+        return x.roll(width, 3)
+
+
 class WrittenGroups(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -443,6 +448,7 @@ def elastic(network: nn.Module) -> nn.Module:
         (OtherType, {"stem": "at another width"}),
         (OtherOffset, {"stem": "at another width"}),
         (OtherDilation, {"stem": "computes otherwise", "body": "padding of conv2d"}),
+        (OtherShift, {"stem": "computes otherwise at another width: shifts of roll"}),
         (WrittenGroups, {"stem": "computes otherwise at another width: num_groups of group_norm"}),
         (HalvesInGroups, {"stem": "do not divide into groups"}),
         (Scaled, {}),

@@ -53,6 +53,10 @@ class ChannelGroup:
         """The width at a factor, in whole channels; a held one may not divide into groups of ``step``."""
         return self.base_width if factor == 1 else self.step * max(1, round(self.base_width * factor / self.step))
 
+    def depends_on(self, other: ChannelGroup) -> bool:
+        """Whether the width follows that of another group, directly or not, or the groups are one."""
+        return self is other or (self.follows is not None and self.follows.depends_on(other))
+
     def choices(self) -> tuple[float, ...]:
         """Own factors that can be sampled."""
         return FACTORS_OF_BASE if self.held_reason else self.factors
@@ -152,7 +156,7 @@ def find_groups(
         opening = found.openings[number]
         gate = _gated_by(group, opening, found, of_run, gated)
         override = next((role for pattern, role in roles.items() if fnmatch.fnmatch(group.name, pattern)), None)
-        if gate is not None and override is None:
+        if gate is not None and override is None and not gate.depends_on(group):
             group.role, group.follows = "squeeze", gate
             continue
         if override == "base":
@@ -164,7 +168,7 @@ def find_groups(
         group.factors = tuple(width if group.role == "width" else expand)
         if group.role == "expand" and opening.input is not None:
             read = of_run[channels.resolve(opening.input)[0]]
-            group.follows = read if read is not group else None
+            group.follows = read if not read.depends_on(group) else None
     groups = [group for _, group in listed]
     for pattern in roles:
         if not any(fnmatch.fnmatch(group.name, pattern) for group in groups):
