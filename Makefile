@@ -1,11 +1,25 @@
 # make help says what there is.
 #
-# Everything runs in .venv, which is made on first use, unless PYTHON names the interpreter of an environment that
-# already has torch and OpenMMLab (either line): that one is used as it is, and nothing is installed into it.
+# Everything runs in .venv, which is made on first use with OpenMMLab's maintained line (LINE=original: in
+# .venv-original, with the original line), unless PYTHON names the interpreter of an environment that already has torch
+# and OpenMMLab (either line): that one is used as it is, and nothing is installed into it.
 
 BOOTSTRAP_PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-VENV := .venv
+LINE ?= maintained
+ifeq ($(LINE),maintained)
+  VENV := .venv
+  REQUIREMENTS := requirements.txt
+  MMCV := onedl-mmcv
+  MINUTES := 7-9
+else ifeq ($(LINE),original)
+  VENV := .venv-original
+  REQUIREMENTS := requirements-original.txt
+  MMCV := mmcv
+  MINUTES := about 15
+else
+  $(error LINE is maintained or original, not $(LINE))
+endif
 INSTALLED := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -14,19 +28,22 @@ ifdef PYTHON
 else
   PYTHON := $(VENV)/bin/python
   READY := $(INSTALLED)
+  CONFIGS := configs  # loaded by the other line's MMEngine, too
 endif
 RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
-.PHONY: help setup demo test lint existing
+.PHONY: help setup demo test lint configs existing
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a tiny detector with NetAug on handwritten digits, test it, draw its detections"
 	@echo "make test    lint and run the tests"
 	@echo "make lint    ruff alone"
-	@echo "make setup   only make .venv: about 3 minutes of downloads and 7-9 minutes to compile mmcv (2 cores);"
+	@echo "make configs load every config with the original line's MMEngine, without torch (a venv of a minute)"
+	@echo "make setup   only make $(VENV): about 3 minutes of downloads and $(MINUTES) minutes to compile mmcv (2 cores);"
 	@echo "             demo and test do this by themselves"
 	@echo
+	@echo "LINE=original                     OpenMMLab's original line (mmengine, mmcv, mmdet, mmpretrain) in .venv-original"
 	@echo "PYTHON=/path/to/python            use this environment, which has torch and OpenMMLab; installs nothing"
 	@echo "BOOTSTRAP_PYTHON=/path/to/python  the Python (3.10 to 3.13) that .venv is made with"
 
@@ -41,7 +58,7 @@ demo: setup
 	    --work-dir $(DEMO)/test --show-dir $(DEMO)/detections
 	@echo "==> pictures of the detections: $(DEMO)/detections"
 
-test: lint
+test: lint $(CONFIGS)
 	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
 	@# several processes of one thread each are faster than one of several, and do not disturb each other
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n auto --dist loadfile")
@@ -53,13 +70,26 @@ lint: setup
 	  echo "no ruff in this environment: lint skipped (to have it: $(PYTHON) -m pip install ruff)"; \
 	fi
 
+# The original line's MMEngine refuses configs that the maintained line's reads. It is pure Python, and so is what it
+# needs to read a config; mmdet and mmpretrain are there for the configs that ours inherit from.
+READS_CONFIGS := .venv-configs
+configs: $(READS_CONFIGS)/.installed
+	$(READS_CONFIGS)/bin/python .ci/load_configs.py
+
+$(READS_CONFIGS)/.installed: requirements-original.txt
+	@test -x $(READS_CONFIGS)/bin/pip || "$(BOOTSTRAP_PYTHON)" -m venv $(READS_CONFIGS)
+	$(READS_CONFIGS)/bin/python -m pip install --disable-pip-version-check -q -c $< \
+	  addict numpy packaging pyyaml rich setuptools termcolor yapf
+	$(READS_CONFIGS)/bin/python -m pip install --disable-pip-version-check -q --no-deps -c $< mmengine mmdet mmpretrain
+	@touch $@
+
 # An environment of the user's: only looked at.
 existing:
 	@$(RUN) -c "import mmnetaug" || { echo "error: $(PYTHON) cannot be used as it is, see above"; exit 1; }
 
 # Our own: see requirements.txt for why in this order. pip keeps the wheel of mmcv that it compiles, so the second
 # environment on a machine takes two minutes.
-$(INSTALLED): requirements.txt requirements-dev.txt setup.py
+$(INSTALLED): $(REQUIREMENTS) requirements-dev.txt setup.py
 	@test -n "$(BOOTSTRAP_PYTHON)" && "$(BOOTSTRAP_PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "error: Python 3.10 to 3.13 is needed (3.11 is what the tests run on): make ... BOOTSTRAP_PYTHON=/path/to/python"; exit 1; }
 	@"$(BOOTSTRAP_PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
@@ -69,19 +99,19 @@ $(INSTALLED): requirements.txt requirements-dev.txt setup.py
 	@echo "==> 1/4 virtual environment in $(VENV)"
 	@test -x $(VENV)/bin/pip || "$(BOOTSTRAP_PYTHON)" -m venv $(VENV)
 	@echo "==> 2/4 torch and what mmcv is built with"
-	$(PIP) install -q -c requirements.txt torch torchvision setuptools wheel packaging ninja psutil
+	$(PIP) install -q -c $(REQUIREMENTS) torch torchvision setuptools wheel packaging ninja psutil
 	@$(VENV)/bin/python -c "import sys, torch; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(torch.cuda.is_available() and not CUDA_HOME)" || \
 	  { echo "error: a GPU but no CUDA toolkit (nvcc), which mmcv's operators are compiled with for it: install it, or hide the GPU: CUDA_VISIBLE_DEVICES= make ..."; exit 1; }
-	@echo "==> 3/4 mmcv: compiling its operators takes 7-9 minutes on 2 cores; seconds if pip has kept the wheel"
+	@echo "==> 3/4 mmcv: compiling its operators takes $(MINUTES) minutes on 2 cores; seconds if pip has kept the wheel"
 	MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} MMCV_WITH_OPS=1 FORCE_CUDA=0 \
-	  $(PIP) install -c requirements.txt --no-build-isolation onedl-mmcv
+	  $(PIP) install -c $(REQUIREMENTS) --no-build-isolation $(MMCV)
 	@$(VENV)/bin/python -c "import mmcv.ops" || \
-	  { echo "error: mmcv's operators do not load; if pip's kept wheel was compiled for another torch: pip cache remove onedl_mmcv"; exit 1; }
+	  { echo "error: mmcv's operators do not load; if pip's kept wheel was compiled for another torch: pip cache remove $(subst -,_,$(MMCV))"; exit 1; }
 	@echo "==> 4/4 mmengine, mmdet, mmpretrain and the rest"
-	$(PIP) install -q -r requirements.txt -r requirements-dev.txt
+	$(PIP) install -q -r $(REQUIREMENTS) -r requirements-dev.txt
 	@# imaug, which mmdet asks for, brings the headless OpenCV over the full one; the last one written counts, and the
 	@# headless one needs no libGL, which servers lack
-	$(PIP) install -q --no-deps --force-reinstall -c requirements.txt opencv-python-headless
+	$(PIP) install -q --no-deps --force-reinstall -c $(REQUIREMENTS) opencv-python-headless
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "==> $(VENV) is ready"

@@ -19,6 +19,7 @@ from .engine import (
     TrainAccuracyHook,
 )
 from .version import __version__
+from .visualization import TensorboardIfInstalled
 
 __all__ = [
     "CPUTuningHook",
@@ -27,6 +28,7 @@ __all__ = [
     "NetAugAmpOptimWrapper",
     "NetAugOptimWrapper",
     "NetAugScheduleHook",
+    "TensorboardIfInstalled",
     "TinyCheckpointHook",
     "TrainAccuracyHook",
     "__version__",

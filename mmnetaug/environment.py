@@ -31,6 +31,13 @@ _PROVIDERS = {
     "defusedxml": {"defusedxml": "0.7.1"},
 }
 
+# distribution -> the first releases of other modules that it refuses when it is imported
+_REFUSES = {
+    "mmdet": {"mmcv": "2.2.0", "mmengine": "1.0.0"},
+    "mmpretrain": {"mmcv": "2.4.0", "mmengine": "1.0.0"},
+    "onedl-mmpretrain": {"mmcv": "2.4.0", "mmengine": "1.0.0"},
+}
+
 _torchvision_schemas: Library | None = None
 """Keeps the declarations of :func:`_declare_torchvision_operators` alive: they vanish with this object."""
 
@@ -76,6 +83,7 @@ def _problems() -> list[str]:
             [(name, release)] = installed.items()
             if _numbers(release) < _numbers(providers[name]):
                 problems.append(f'{name} {release} is too old: pip install "{name}>={providers[name]}"')
+    problems += _too_new(found)
     if original and importlib.util.find_spec("pkg_resources") is None:
         problems.append('mmengine needs pkg_resources, which setuptools has dropped: pip install "setuptools<81"')
     if importlib.util.find_spec("torchvision") is None:
@@ -83,6 +91,29 @@ def _problems() -> list[str]:
             "torchvision is not installed, and mmpretrain imports it: "
             "pip install the release made for your torch, with --no-deps so that torch stays as it is"
         )
+    return problems
+
+
+def _too_new(found: dict[str, dict[str, str]]) -> list[str]:
+    """Which of the installed releases another installed package refuses, one sentence each.
+
+    Args:
+        found: Module -> distribution that provides it -> installed release.
+    """
+    problems = []
+    for installed in found.values():
+        for user in installed.keys() & _REFUSES.keys():
+            for module, bound in _REFUSES[user].items():
+                for name, release in found[module].items():
+                    if _numbers(release) < _numbers(bound):
+                        continue
+                    oldest = _PROVIDERS[module][name]
+                    cure = (
+                        f'pip install "{name}>={oldest},<{bound}"'
+                        if _numbers(oldest) < _numbers(bound)
+                        else f"{name} and {user} are of OpenMMLab's two lines, install all packages of one"
+                    )
+                    problems.append(f"{name} {release} is too new for {user} {installed[user]}: {cure}")
     return problems
 
 

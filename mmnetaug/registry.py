@@ -10,6 +10,7 @@ DATASETS = root.Registry("dataset", parent=root.DATASETS, scope="mmnetaug", loca
 TRANSFORMS = root.Registry("transform", parent=root.TRANSFORMS, scope="mmnetaug", locations=["mmnetaug"])
 HOOKS = root.Registry("hook", parent=root.HOOKS, scope="mmnetaug", locations=["mmnetaug"])
 OPTIM_WRAPPERS = root.Registry("optim_wrapper", parent=root.OPTIM_WRAPPERS, scope="mmnetaug", locations=["mmnetaug"])
+VISBACKENDS = root.Registry("vis_backend", parent=root.VISBACKENDS, scope="mmnetaug", locations=["mmnetaug"])
 
 
 def as_list(value: Any) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def test_maintained_line_needs_no_pkg_resources(installed):
         (MAINTAINED, {"defusedxml": None}, (), ['defusedxml is not installed: pip install "defusedxml>=']),
         (ORIGINAL, {"mmdet": "2.28.2"}, (), ['mmdet 2.28.2 is too old: pip install "mmdet>=3.3.0"']),
         (MAINTAINED, {"torch": "1.13.1+cu117"}, (), ["torch 1.13.1+cu117 is too old"]),
+        (ORIGINAL, {"mmcv": "2.2.0"}, (), ['mmcv 2.2.0 is too new for mmdet 3.3.0: pip install "mmcv>=2.1.0,<2.2.0"']),
+        (
+            MAINTAINED,
+            {"onedl-mmcv": "2.4.0"},
+            (),
+            ['onedl-mmcv 2.4.0 is too new for onedl-mmpretrain 1.3.6: pip install "onedl-mmcv>=2.3.0,<2.4.0"'],
+        ),
+        (
+            ORIGINAL,
+            {"mmcv": None, "onedl-mmcv": "2.3.6"},
+            (),
+            ["onedl-mmcv 2.3.6 is too new for mmdet 3.3.0: onedl-mmcv and mmdet are of OpenMMLab's two lines"],
+        ),
         (
             MAINTAINED,
             {"mmdet": "3.3.0"},
@@ -92,6 +106,19 @@ def test_what_is_wrong_is_said_with_the_cure(installed, base, change, absent_mod
         environment.check()
     for message in messages:
         assert message in str(caught.value)
+
+
+def test_bounds_are_those_of_the_installed_packages():
+    """What this environment's mmdet and mmpretrain say about the releases that they refuse."""
+    for module in ("mmdet", "mmpretrain"):
+        [name] = [name for name in environment._PROVIDERS[module] if environment._installed(name)]
+        package = importlib.import_module(module)
+        stated = {
+            other: bound
+            for other in ("mmcv", "mmengine")
+            if (bound := getattr(package, f"{other}_maximum_version", None))
+        }
+        assert environment._REFUSES.get(name, {}) == stated
 
 
 # A torchvision whose Python part looks its operator up at import, as the real one does, beside a compiled library
