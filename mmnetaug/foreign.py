@@ -132,8 +132,8 @@ def _walk(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[str]]]
 
 def _unknown_names(layers: Iterable[str]) -> CheckpointError:
     return CheckpointError(
-        f"the layers {_listed(layers)} are named neither as the NetAug authors' code names them, nor as torchvision's or "
-        "timm's MobileNetV2 and MobileNetV3"
+        f"the layers {_listed(layers)} are named neither as the NetAug authors' code names them, nor as torchvision's "
+        "or timm's MobileNetV2 and MobileNetV3"
     )
 
 
