@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ class UserError(Exception):
 def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool taking a config has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", help="config file, or the name of one that comes with mmnetaug")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of the config"
     )
@@ -56,15 +57,35 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with mmnetaug, without those that others only inherit from: name -> path."""
+    folder = (Path(__file__).parent / ".mim/configs").resolve()
+    return {path.stem: path for path in sorted(folder.rglob("*.py")) if "_base_" not in str(path.relative_to(folder))}
+
+
+def find_config(name: str) -> Path:
+    """The config file at a path or, where there is no such file, the one of that name that comes with mmnetaug.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_configs()
+    if (stem := name.removesuffix(".py")) in shipped:
+        return shipped[stem]
+    close = difflib.get_close_matches(Path(stem).name, shipped, n=3)
+    hint = f"; close to it are {', '.join(close)}" if close else ""
+    raise UserError(f"no config file at {name}, and none of that name comes with mmnetaug{hint}")
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config of a tool's arguments and apply ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
         UserError: No such file, a broken config, or an option that does not fit it.
     """
-    path = Path(args.config)
-    if not path.is_file():
-        raise UserError(f"no config file at {path}")
+    path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(args.cfg_options or {})

@@ -1,0 +1,41 @@
+"""The command ``mmnetaug``: runs the tools, which lie in the installed package beside the configs.
+
+``mmnetaug train CONFIG`` is ``python tools/train.py CONFIG`` without a clone. ``python -m mmnetaug`` is the same, for
+launchers that start Python modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+TOOLS = Path(__file__).parent / ".mim/tools"  # where OpenMMLab's mim looks for them, too
+OF_THE_REPOSITORY = ("paper",)  # it writes the repository's own pages
+
+
+def main() -> None:
+    """Run the tool that the command line names, with the arguments behind its name."""
+    tools = {path.stem: path for path in sorted(TOOLS.glob("*.py")) if path.stem not in OF_THE_REPOSITORY}
+    lines = [f"  {name:20} {_first_line(path)}" for name, path in tools.items()]
+    parser = argparse.ArgumentParser(
+        prog="mmnetaug",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["tools (mmnetaug TOOL --help says more):", *lines]),
+    )
+    parser.add_argument("tool", choices=tools, metavar="TOOL")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    args = parser.parse_args()
+    sys.argv = [f"mmnetaug {args.tool}", *args.arguments]
+    runpy.run_path(str(tools[args.tool]), run_name="__main__")
+
+
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
