@@ -1,0 +1,110 @@
+"""What MMDetection and MMPretrain test of every model of theirs, of our models and of stock models inside NetAug.
+
+Each model computes losses, predictions and raw outputs of images of unequal shapes, with boxes and without any.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import is_list_of
+from mmpretrain.structures import DataSample
+from test_drop_in import config_path, without_downloads
+from torch import Tensor, nn
+
+import mmnetaug  # noqa: F401  (registers everything)
+
+REPO = Path(__file__).parents[1]
+OURS = [f"yolov3_{net}_w035{netaug}_voc.py" for net in ("mbv2", "mbv3") for netaug in ("", "_netaug")]
+STOCK = [
+    "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py",
+    "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
+    "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py",
+    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+]
+CLASSIFIERS = [
+    "classification/imagenet/mobilenet_v2_tiny_in1k.py",
+    "classification/imagenet/mobilenet_v3_w035_netaug_in1k.py",
+    "classification/imagenet/mcunet_netaug_in1k.py",
+    "classification/cifar10/mobilenet_v2_tiny_netaug_cifar10.py",
+    "mmpretrain::resnet/resnet18_8xb32_in1k.py",
+    "mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py",
+]
+
+
+@functools.cache
+def build(name: str) -> nn.Module:
+    """The model of a config of ours, or NetAug around a stock one, in evaluation mode."""
+    cfg = Config.fromfile(config_path(name) if "::" in name else REPO / "configs" / name)
+    model = cfg.model
+    if "::" in name:
+        model = dict(type="mmnetaug.NetAug", model=without_downloads(model), expand=[1, 1.4], width=[1, 1.4])
+    if "data_preprocessor" in cfg:
+        model = dict(model, data_preprocessor=cfg.data_preprocessor)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        built = MODELS.build(model)
+        built.init_weights()
+    built.eval()
+    return built
+
+
+@pytest.mark.parametrize("boxes", [[2, 3], [0, 3], [0, 0]], ids=str)
+@pytest.mark.parametrize("name", [*OURS, *STOCK], ids=lambda name: Path(name).stem)
+def test_detectors_compute_losses_predictions_and_raw_outputs(name, boxes):
+    model = build(name)
+    packed = demo_mm_inputs(2, [[3, 128, 128], [3, 125, 130]], num_items=boxes)
+    batch = model.data_preprocessor(packed, training=False)
+    losses = model(**batch, mode="loss")
+    values = [value for level in losses.values() for value in (level if isinstance(level, list) else [level])]
+    assert all(isinstance(value, Tensor) and value.isfinite().all() for value in values)
+    total = sum(value.sum() for value in values)
+    assert total > 0 if any(boxes) else total >= 0  # SSD counts no more than three negatives for each positive
+    if name in OURS:
+        # without an object there is nothing to classify or to place, but confidence to be lost
+        for key in ("loss_cls", "loss_xy", "loss_wh"):
+            assert (sum(losses[key]) > 0) == any(boxes), key
+        assert sum(losses["loss_conf"]) > 0
+    with torch.no_grad():
+        predicted = model(**batch, mode="predict")
+        assert is_list_of(predicted, DetDataSample) and len(predicted) == 2
+        for sample in predicted:
+            found = sample.pred_instances
+            assert found.bboxes.shape == (len(found.scores), 4) and len(found.labels) == len(found.scores)
+            assert found.bboxes.isfinite().all()
+        assert isinstance(model(batch["inputs"], batch["data_samples"], mode="tensor"), tuple)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS, ids=lambda name: Path(name).stem)
+def test_classifiers_compute_losses_predictions_and_raw_outputs(name):
+    model = build(name)
+    images, samples = torch.randn(2, 3, 64, 64), [DataSample().set_gt_label(label) for label in (1, 3)]
+    with torch.no_grad():
+        logits = model(images)
+        classes = logits.shape[1]
+        losses = model(images, samples, mode="loss")
+        assert losses and all(value.dim() == 0 and value > 0 for value in losses.values())
+        predicted = model(images, samples, mode="predict")
+        assert is_list_of(predicted, DataSample)
+        for sample, scores in zip(predicted, logits.softmax(dim=1), strict=True):
+            torch.testing.assert_close(sample.pred_score, scores)
+            assert sample.pred_label == scores.argmax() and sample.gt_label in (1, 3)
+        features = model.extract_feat(images, stage="pre_logits")
+        assert features.dim() == 2 and model.head.fc(features).shape == (2, classes)
+        torch.testing.assert_close(model.head.fc(features), logits)
+        assert all(one.shape[0] == 2 for one in model.extract_feat(images, stage="backbone"))
+
+
+def test_the_neck_and_head_of_ours_take_any_batch_size():
+    model = build(OURS[1])
+    for batch_size in (1, 3):
+        with torch.no_grad():
+            [outputs] = model(torch.zeros(batch_size, 3, 96, 64), mode="tensor")
+        assert [tuple(out.shape) for out in outputs] == [(batch_size, 75, 96 // s, 64 // s) for s in (32, 16, 8)]
