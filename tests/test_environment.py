@@ -108,6 +108,15 @@ def test_what_is_wrong_is_said_with_the_cure(installed, base, change, absent_mod
         assert message in str(caught.value)
 
 
+def test_both_lines_are_tested_with_the_same_packages_beside_openmmlabs():
+    pins = []
+    for name in ("requirements.txt", "requirements-original.txt"):
+        lines = (Path(environment.__file__).parents[1] / name).read_text().splitlines()
+        pinned = {line.partition("#")[0].strip() for line in lines} - {""}
+        pins.append({line for line in pinned if not line.startswith(("onedl-", "mm", "setuptools"))})
+    assert pins[0] == pins[1]
+
+
 def test_bounds_are_those_of_the_installed_packages():
     """What this environment's mmdet and mmpretrain say about the releases that they refuse."""
     for module in ("mmdet", "mmpretrain"):
