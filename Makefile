@@ -32,7 +32,7 @@ else
 endif
 RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
-.PHONY: help setup demo test lint configs existing
+.PHONY: help setup demo test lint configs docs existing
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test    lint and run the tests"
 	@echo "make lint    ruff alone"
 	@echo "make configs load every config with the original line's MMEngine, without torch (a venv of a minute)"
+	@echo "make docs    build the documentation's site into build/site (a venv of a minute)"
 	@echo "make setup   only make $(VENV): about 3 minutes of downloads and $(MINUTES) minutes to compile mmcv (2 cores);"
 	@echo "             demo and test do this by themselves"
 	@echo
@@ -81,6 +82,17 @@ $(READS_CONFIGS)/.installed: requirements-original.txt
 	$(READS_CONFIGS)/bin/python -m pip install --disable-pip-version-check -q -c $< \
 	  addict numpy packaging pyyaml rich setuptools termcolor yapf
 	$(READS_CONFIGS)/bin/python -m pip install --disable-pip-version-check -q --no-deps -c $< mmengine mmdet mmpretrain
+	@touch $@
+
+# Static: the reference is read from the sources, nothing of mmnetaug is imported.
+WRITES_DOCS := .venv-docs
+docs: $(WRITES_DOCS)/.installed
+	$(WRITES_DOCS)/bin/mkdocs build
+	@echo "==> build/site/index.html"
+
+$(WRITES_DOCS)/.installed: requirements-docs.txt
+	@test -x $(WRITES_DOCS)/bin/pip || "$(BOOTSTRAP_PYTHON)" -m venv $(WRITES_DOCS)
+	$(WRITES_DOCS)/bin/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
 
 # An environment of the user's: only looked at.
