@@ -186,6 +186,19 @@ def test_a_semi_supervised_detector(tmp_path):
     assert len(find_spaces(runner.model)) == 2
     assert_stock(runner, stock, "mmdet")
 
+    # Pseudo-labels come from the tiny teacher in both passes.
+    widths = {"student": [], "teacher": []}
+    for name, seen in widths.items():
+        detector = getattr(runner.model, name)
+        detector.backbone.register_forward_pre_hook(
+            lambda *args, space=detector.elastic, seen=seen: seen.append([group.width for group in space.groups])
+        )
+    space = runner.model.student.elastic
+    space.sample = lambda *args: space.largest()
+    runner.model.train_step(next(iter(runner.train_dataloader)), runner.optim_wrapper)
+    assert space.largest() in widths["student"] and space.base() in widths["student"]
+    assert all(seen == space.base() for seen in widths["teacher"]) and len(widths["teacher"]) == 2
+
     # The teacher averages the student's parameters one by one, so both must be sorted alike.
     def average(parameter: torch.Tensor) -> torch.Tensor:
         return 1 / (parameter.detach().abs() + 0.1)  # by itself, it would be sorted the other way round

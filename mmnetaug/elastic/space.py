@@ -80,9 +80,19 @@ class ElasticSpace:
             group.width = width
 
 
-def find_spaces(model: nn.Module) -> list[ElasticSpace]:
-    """The elastic spaces in a model (whole or in one of its submodules; wrappers such as DDP are looked through)."""
-    return [module.elastic for module in model.modules() if isinstance(getattr(module, "elastic", None), ElasticSpace)]
+def find_spaces(model: nn.Module, trained_only: bool = False) -> list[ElasticSpace]:
+    """The elastic spaces in a model, whole or in submodules; wrappers such as DDP are looked through.
+
+    Args:
+        model: Any model.
+        trained_only: Whether to leave out frozen networks, none of whose parameters requires a gradient.
+    """
+    return [
+        module.elastic
+        for module in model.modules()
+        if isinstance(getattr(module, "elastic", None), ElasticSpace)
+        if not trained_only or any(parameter.requires_grad for parameter in module.parameters())
+    ]
 
 
 def base_state_dict(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

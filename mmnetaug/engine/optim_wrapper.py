@@ -175,7 +175,8 @@ class _NetAugStep:
     def _attach(self, model: nn.Module) -> None:
         if model is self._model:
             return
-        self._spaces = find_spaces(model)
+        # A frozen copy, as the teacher of a semi-supervised detector, stays at base widths.
+        self._spaces = find_spaces(model, trained_only=True)
         if not self._spaces:
             raise RuntimeError(
                 f"{type(self).__name__} trains elastic models, and nothing in {type(unwrapped(model)).__name__} is: "
