@@ -1,13 +1,14 @@
-"""What a NetAug step costs: whole optimizer steps of five ways of training, each in a process of its own.
+"""What a NetAug step costs: whole optimizer steps of six ways of training, each in a process of its own.
 
     a  the plain model as the stock configs train it
     b  the plain model with CPUTuningHook
     c  a straightforward two-pass NetAug: contiguous float32 weight slices per layer, stock layers, no hook
     d  this package with CPUTuningHook
     e  this package without it
+    f  as d, distilled in place
 
 The processes take turns, and none works while another is timed. Memory is left to glibc but for what the hook sets.
-c, d and e take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that
+c to f take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that
 noise hits all alike. On a CPU the times are CPU times of one thread (what a step takes on an idle core). On a GPU,
 which is used if there is one, CUDA events take the time. The GPU's path has not been run yet.
 
@@ -169,12 +170,14 @@ class Straightforward(Plain):
 
 
 class Ours(Plain):
-    """Variants d and e: NetAug's optimizer wrapper, as MMEngine's training loop drives it."""
+    """Variants d, e and f: NetAug's optimizer wrapper, as MMEngine's training loop drives it."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Any], tuned: bool, bf16: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, batch: dict[str, Any], tuned: bool, bf16: bool = False, **options: Any
+    ) -> None:
         super().__init__(model, batch, tuned, bf16)
         type_ = "mmnetaug.NetAugAmpOptimWrapper" if bf16 else "mmnetaug.NetAugOptimWrapper"
-        options = dict(dtype="bfloat16") if bf16 else {}
+        options |= dict(dtype="bfloat16") if bf16 else {}
         self.wrapper = OPTIM_WRAPPERS.build(dict(type=type_, optimizer=self.optimizer, **options))
 
     def step(self, iteration: int, phase: str) -> None:
@@ -247,12 +250,14 @@ def serve(pipe: Connection, case: Case, variant: str, bf16: bool, threads: int) 
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    batch, model, tuned = make_batch(case), build(case, netaug=variant in "cde"), variant in "bd"
-    bf16 = bf16 and variant in "bde"
+    batch, model, tuned = make_batch(case), build(case, netaug=variant in "cdef"), variant in "bdf"
+    bf16 = bf16 and variant in "bdef"
     if variant == "c":
         trained = Straightforward(model, batch)
+    elif variant in "ab":
+        trained = Plain(model, batch, tuned, bf16)
     else:
-        trained = (Plain if variant in "ab" else Ours)(model, batch, tuned, bf16)
+        trained = Ours(model, batch, tuned, bf16, **(dict(distill=dict()) if variant == "f" else {}))
     answers = {
         "step": lambda iteration, phase: timed(lambda: trained.step(iteration, phase)),
         "base pass": lambda: timed(trained.one_pass),
@@ -305,7 +310,7 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
             "ratios": {
                 f"{x}/{y}": spread([p / q for p, q in zip(seconds[x], seconds[y], strict=True)])
                 | {"of means": round(sum(seconds[x]) / sum(seconds[y]), 4)}
-                for x, y in ("ba", "ca", "da", "ea", "db", "dc", "ec", "de")
+                for x, y in ("ba", "ca", "da", "ea", "db", "dc", "ec", "de", "fd")
                 if {x, y} <= workers.keys()
             },
         }
@@ -316,6 +321,8 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
         result["sampling_seconds"] = workers["d"].ask("sampling")
         result["peak_mb"] = workers["d"].ask("memory")
         result["roofline"] = workers["d"].ask("roofline", phases[0])
+    if "f" in workers:
+        result["peak_mb_distilled"] = workers["f"].ask("memory")
     for worker in workers.values():
         worker.stop()
     return result
@@ -384,17 +391,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help=f"default: all of {', '.join(known)}")
     parser.add_argument("--phases", nargs="+", choices=["full", "expand"], default=["full", "expand"])
-    parser.add_argument("--variants", default="abcde", help="some of abcde")
+    parser.add_argument("--variants", default="abcdef", help="some of abcdef")
     parser.add_argument("--rounds", type=int, default=12, help="at least 2")
     parser.add_argument("--batch", type=int, help="instead of each network's own")
-    parser.add_argument("--bf16", action="store_true", help="b, d and e under bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="b, d, e and f under bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="PATH", help="also write the figures; - for standard output alone")
     args = parser.parse_args()
     if unknown := set(args.networks) - known.keys():
         parser.error(f"no such network: {', '.join(unknown)}; there are {', '.join(known)}")
-    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcde"):
-        parser.error("--rounds is at least 2, --variants some of abcde")
+    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcdef"):
+        parser.error("--rounds is at least 2, --variants some of abcdef")
     out = sys.stderr if args.json == "-" else sys.stdout
     machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine()
     results: dict[str, Any] = {
