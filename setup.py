@@ -23,6 +23,6 @@ setup(
     package_data={"mmnetaug": [".mim/*.yml", ".mim/*/**"]},
     entry_points={"console_scripts": ["mmnetaug = mmnetaug.__main__:main"]},
     python_requires=">=3.10",
-    install_requires=["msgspec>=0.19", "defusedxml>=0.7.1"],
+    install_requires=["msgspec>=0.19", "defusedxml>=0.7.1", "filelock"],
     extras_require={"deploy": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"]},  # tools/export.py
 )

@@ -13,11 +13,11 @@ from mmengine.config import DictAction
 from mmengine.registry import MODELS, init_default_scope
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import CheckpointError
-from mmnetaug.cli import UserError, load_config, replaced_when_done, reported_as_user_error, run_tool
+from mmnetaug.checkpoint import CheckpointError, read_checkpoint
+from mmnetaug.cli import UserError, load_config, reported_as_user_error, run_tool
 from mmnetaug.evaluation import without_netaug
+from mmnetaug.files import replaced_when_done
 from mmnetaug.foreign import convert_classifier
-from mmnetaug.preflight import read_checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:
