@@ -177,7 +177,7 @@ def write_curves(folder: Path) -> None:
 def place(tmp_path_factory) -> Path:
     """A detector, its weights and its data, for the writers that need them."""
     place = tmp_path_factory.mktemp("kills")
-    make_voc_folder(place / "data", dict(train=2, test=2), CLASSES)
+    make_voc_folder(place / "data", dict(train=2, val=2), CLASSES)
     (place / "plain.py").write_text(DETECTOR.format(repo=REPO, model=detector_config("resnet18")))
     torch.manual_seed(0)
     torch.save({"state_dict": build_model(Config.fromfile(place / "plain.py")).state_dict()}, place / "tiny.pth")

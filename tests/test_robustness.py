@@ -40,7 +40,7 @@ def place(tmp_path_factory) -> Path:
     """A detector with its weights and data, exported, and a log."""
     place = tmp_path_factory.mktemp("robustness")
     place.chmod(0o755)
-    make_voc_folder(place / "data", dict(train=2, test=2), CLASSES)
+    make_voc_folder(place / "data", dict(train=2, val=2), CLASSES)
     (place / "plain.py").write_text(DETECTOR.format(repo=REPO, model=detector_config("resnet18")))
     torch.manual_seed(0)
     model = build_model(Config.fromfile(place / "plain.py")).eval()

@@ -499,6 +499,7 @@ def test_a_backbone_may_end_before_its_checkpoint_and_part_of_a_model_may_be_nam
         (
             dict(
                 type="mmpretrain.ImageClassifier",
+                data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor"),
                 backbone=dict(type="mmpretrain.ResNet", depth=18),
                 neck=dict(type="mmpretrain.GlobalAveragePooling"),
                 head=dict(type="mmpretrain.LinearClsHead", num_classes=10, in_channels=512),
