@@ -125,6 +125,7 @@ MAIN = ("plain", "NetAug", "distillation")
 NETWORKS = {"nano": ("mmnetaug.Nano", {}, 16, 40), "micro": ("mmnetaug.TinyNet", dict(arch="micro"), 64, 100)}
 """Backbone, its arguments, its output channels, and the epochs of a training."""
 GRID = (0.2, 0.4, 0.8)
+SEEDS = 8
 
 
 def largest(space: ElasticSpace, width: bool) -> list[int]:
@@ -293,6 +294,13 @@ def best_rate(rows: list[dict], network: str, method: str, epochs: int) -> float
     return max(of_seed_0, key=of_seed_0.get) if set(GRID) <= of_seed_0.keys() else None
 
 
+def seeds_at_best_rate(rows: list[dict], network: str, method: str) -> set[int]:
+    """Seeds with a finished run of the network's own length at the method's best rate."""
+    epochs = NETWORKS[network][3]
+    key = (network, method, best_rate(rows, network, method, epochs), epochs)
+    return {row["seed"] for row in rows if tuple(row[name] for name in ("network", "method", "rate", "epochs")) == key}
+
+
 def run(args: argparse.Namespace) -> None:
     """Runs what the arguments name and the results do not have."""
     torch.set_num_threads(1)
@@ -346,6 +354,9 @@ def report(args: argparse.Namespace) -> None:
         if not of_network:
             continue
         lines += ["", f"## {network}", ""]
+        done = min(len(seeds_at_best_rate(rows, network, method)) for method in MAIN)
+        if done < SEEDS:
+            lines += [f"Not finished, and nothing is claimed: {done} of {SEEDS} seeds of {', '.join(MAIN)}.", ""]
         header = ("method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest")
         header += ("minutes of CPU", "test − plain, paired")
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
@@ -363,7 +374,8 @@ def report(args: argparse.Namespace) -> None:
             means = [mean_of([run[name] for run in runs if run[name] is not None], name) for name in FIGURES[1:]]
             test, train_loss, big, minutes = means
             held_out = mean_of([run["held_out"] for run in runs], "held_out")
-            paired = [run["test"] - plain[run["seed"]] for run in runs if run["seed"] in plain]
+            itself = (method, epochs, rate) == ("plain", NETWORKS[network][3], plain_rate)
+            paired = [run["test"] - plain[run["seed"]] for run in runs if run["seed"] in plain and not itself]
             cells = [f"**{method}**" if chosen and method in MAIN else method, epochs, f"{rate:g}", len(runs)]
             cells += [test, held_out, train_loss, big, minutes, interval(paired)]
             lines.append(f"| {' | '.join(map(str, cells))} |")
