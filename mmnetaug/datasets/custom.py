@@ -6,13 +6,13 @@ work directory names every file and class, and runs without this module's help.
 """
 
 import json
-import os
 import random
 from os.path import isfile, normpath
 from pathlib import Path
 
 from mmengine.config import Config
 
+from ..files import replaced_when_done
 from .check import iter_heads
 from .coco import read_coco
 from .report import DataError, layouts
@@ -157,7 +157,8 @@ def _voc_splits(root: Path, held_out: Path) -> dict[str, dict]:
         kept, chosen = _hold_out(ids[files["train"]])
         files.update(train=held_out / "train.txt", val=held_out / "val.txt")
         for split, names in (("train", kept), ("val", chosen)):
-            _write(files[split], "".join(f"{name}\n" for name in names))
+            with replaced_when_done(files[split]) as temporary:
+                temporary.write_text("".join(f"{name}\n" for name in names))
     return {
         split: dict(type="mmnetaug.VOCLayoutDataset", ann_file=_below(root, path), data_prefix=dict(sub_data_root=""))
         for split, path in files.items()
@@ -181,14 +182,6 @@ def _hold_out(images: list) -> tuple[list, list]:
     if not parts[0]:
         raise DataError(f"{len(images)} training images are too few to set some aside to choose checkpoints by.")
     return parts
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file as a whole: several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -233,7 +226,8 @@ def _coco_splits(root: Path, held_out: Path) -> dict[str, dict]:
             ids = {one["id"] for one in part}
             of_part = [one for one in content["annotations"] if one["image_id"] in ids]
             files[split], folders[split] = held_out / f"{split}.json", folders["train"]
-            _write(files[split], json.dumps({**content, "images": part, "annotations": of_part}))
+            with replaced_when_done(files[split]) as temporary:
+                temporary.write_text(json.dumps({**content, "images": part, "annotations": of_part}))
     return {
         split: dict(type="mmdet.CocoDataset", ann_file=_below(root, path), data_prefix=dict(img=folders[split]))
         for split, path in files.items()
