@@ -1,0 +1,105 @@
+"""Prediction on images: what is written is what the network says, and what cannot be read is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import mmengine
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
+from pycocotools.coco import COCO
+from test_deploy import place  # noqa: F401  (a fixture)
+from test_tools import load_tool, run
+
+from mmnetaug.deploy.onnx import export_onnx
+from mmnetaug.preflight import build_model
+
+predict, test = (load_tool(name) for name in ("predict", "test"))
+
+
+def test_a_folder_with_a_corrupt_image(place, tmp_path, capsys):  # noqa: F811
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((place / "data").rglob("*.jpg"))[:2]:
+        shutil.copy(path, photos)
+    (photos / "bad.jpg").write_bytes(b"none")
+    (photos / "empty.jpg").touch()
+    args = [place / "plain.py", place / "tiny.pth", photos, "--data-root", place / "data"]
+    args += ["--out-dir", tmp_path / "out"]
+    assert run(predict, *args, "--score-thr", "0") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert [name in error for name, error in zip(("bad.jpg", "empty.jpg"), errors, strict=True)] == [True, True]
+    coco = COCO(str(tmp_path / "out/predictions.json"))
+    assert len(coco.imgs) == 2 and len(list((tmp_path / "out").glob("*.png"))) == 2
+    model = init_detector(str(place / "plain.py"), str(place / "tiny.pth"), device="cpu")
+    for key, image in coco.imgs.items():
+        expected = inference_detector(model, image["file_name"]).pred_instances.bboxes.numpy()
+        boxes = np.array([a["bbox"] for a in coco.imgToAnns[key]])
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, expected, atol=1e-3)
+        assert len(boxes)
+
+
+def test_pictures_show_what_is_written(place, tmp_path):  # noqa: F811
+    """Boxes that reach beyond the image do not shrink it, and one score decides for the picture and the files."""
+    cv2.imwrite(str(tmp_path / "blue.png"), np.full((120, 160, 3), (255, 0, 0), np.uint8))
+    args = [place / "plain.py", place / "tiny.pth", tmp_path / "blue.png", "--data-root", place / "data"]
+    args += ["--out-dir", tmp_path / "out"]
+    assert run(predict, *args, "--score-thr", 0) == 0
+    boxes = json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
+    assert any(x + w > 160 for x, _, w, _ in (box["bbox"] for box in boxes))
+    picture = cv2.imread(str(tmp_path / "out/000001_blue.png"))
+    assert picture.shape == (120, 160, 3) and not (picture[:, -1] == 255).all(-1).any()
+    assert run(predict, *args, "--score-thr", repr(max(box["score"] for box in boxes))) == 0
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]
+    assert (cv2.imread(str(tmp_path / "out/000001_blue.png")) != (255, 0, 0)).any()
+
+
+def test_an_empty_folder_is_one_error(place, tmp_path, capsys):  # noqa: F811
+    assert run(predict, place / "plain.py", place / "tiny.pth", tmp_path) == 1
+    assert f"no file, glob or folder {tmp_path}" in capsys.readouterr().err
+
+
+def test_classification(place, tmp_path):  # noqa: F811
+    """The tool for tests reads the images by MMEngine's runner."""
+    args = [place / "classifier.py", place / "classifier.pth"]
+    assert run(test, *args, "--out", tmp_path / "expected.pkl", "--work-dir", tmp_path) == 0
+    expected = {
+        (Path(sample["img_path"]).resolve(), index): float(score)
+        for sample in mmengine.load(tmp_path / "expected.pkl")
+        for index, score in enumerate(sample["pred_score"])
+    }
+    assert run(predict, *args, place / "classes/val/**/*.[jp][pn]g", "--out-dir", tmp_path) == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    classes = sorted(path.name for path in (place / "classes/val").iterdir())
+    given = {(Path(row["file"]).resolve(), classes.index(row["class"])): float(row["score"]) for row in rows}
+    assert given == pytest.approx(expected, abs=1e-5)
+    assert json.loads((tmp_path / "predictions.json").read_text())[0]["class"] == rows[0]["class"]
+    assert all(cv2.imread(str(path)) is not None for path in tmp_path.glob("*.png"))
+    assert len(list(tmp_path.glob("*.png"))) == len(rows) / 2
+
+
+def test_an_onnx_file_predicts_what_its_checkpoint_does(place, tmp_path):  # noqa: F811
+    config = Config.fromfile(place / "plain.py")
+    model = build_model(config).eval()
+    model.load_state_dict(torch.load(place / "tiny.pth", weights_only=True)["state_dict"])
+    export_onnx(model, (1, 3, 64, 64), tmp_path / "tiny.onnx")
+    image = next((place / "data").rglob("*.jpg"))
+    for name in ("tiny.pth", "tiny.onnx"):
+        weights = place / name if name == "tiny.pth" else tmp_path / name
+        args = [place / "plain.py", weights, image, "--data-root", place / "data", "--score-thr", "0"]
+        assert run(predict, *args, "--out-dir", tmp_path / name[4:]) == 0
+    one, two = (
+        json.loads((tmp_path / kind / "predictions.json").read_text())["annotations"] for kind in (".pth", ".onnx")
+    )
+    assert one
+    for a, b in zip(one, two, strict=True):
+        assert a["category_id"] == b["category_id"]
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2) and a["score"] == pytest.approx(b["score"], abs=1e-4)

@@ -1,0 +1,170 @@
+"""Run a checkpoint, or an exported .onnx file, on images: writes annotated pictures, COCO JSON and CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.cli import UserError, config_parser, fill_data, lies_in, load_config, run_tool
+from mmnetaug.datasets.wrappers import first_pipeline, leaves
+from mmnetaug.deploy.onnx import OnnxNetwork
+from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
+from mmnetaug.files import replaced_when_done
+from mmnetaug.forward import is_detector
+from mmnetaug.preflight import build_model, check_classes, check_weights
+from mmnetaug.registry import type_name
+from mmnetaug.terminal import Progress
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code: 1 if any input failed."""
+    parser = config_parser(__doc__)
+    parser.add_argument("checkpoint", help="checkpoint of the config, or an .onnx file of tools/export.py")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder of images, or glob")
+    parser.add_argument("--out-dir", default="predictions", help="where results go (default: ./predictions)")
+    parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
+    parser.add_argument("--size", type=int, metavar="N", help="height and width of the network's input")
+    parser.add_argument("--trust-checkpoint", action="store_true", help="let the checkpoint run code when loaded")
+    parser.add_argument("--json", metavar="PATH", help="also write a summary there; - is standard output, alone")
+    args = parser.parse_args(argv)
+    args.failed = []
+    return run_tool(predict, args) or int(bool(args.failed))
+
+
+def predict(args: argparse.Namespace) -> dict[str, Any]:
+    """Predict on every input; returns how many were read and which were not."""
+    paths = [path for item in args.inputs for path in find_images(item)]
+    cfg = load_config(args)
+    fill_data(cfg, args)
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{args.config} has no test_dataloader")
+    if args.size:
+        set_input_size(cfg, args.size, ("test",))
+    init_default_scope(cfg.get("default_scope") or "mmdet")
+    out = Path(args.out_dir)
+    model, classes = open_network(args, cfg)
+    transforms = first_pipeline(cfg.test_dataloader.dataset) or []
+    # the image is read here, and there are no annotations
+    pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
+    detects = is_detector(model)
+    kind = "mmdet.DetLocalVisualizer" if detects else "mmpretrain.UniversalVisualizer"
+    visualizer = VISUALIZERS.build(dict(type=kind, name="predict"))
+    visualizer.dataset_meta = dict(classes=classes)
+    coco: dict[str, list] = dict(images=[], annotations=[])
+    coco["categories"] = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
+    rows, progress = [], Progress("predicting, image", len(paths))
+    for number, path in enumerate(paths, 1):
+        try:
+            image = mmcv.imread(path)
+            if image is None:
+                raise ValueError("it is no image that OpenCV can read")
+        except (OSError, ValueError, cv2.error) as error:  # cv2.error: an empty file
+            print(f"error: {path} cannot be read: {error}", file=sys.stderr)
+            args.failed.append(str(path))
+            progress.step()
+            continue
+        sample = infer(model, pipeline, image, path, number)
+        coco["images"].append(dict(id=number, file_name=str(path), height=image.shape[0], width=image.shape[1]))
+        rgb = mmcv.bgr2rgb(image)
+        if detects:
+            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= args.score_thr]
+            found = sample.pred_instances.numpy()
+            for box, score, label in zip(found.bboxes, found.scores, found.labels, strict=True):
+                x, y, w, h = (float(v) for v in (*box[:2], *(box[2:] - box[:2])))
+                coco["annotations"].append(
+                    dict(id=len(coco["annotations"]) + 1, image_id=number, category_id=int(label) + 1)
+                    | dict(bbox=[x, y, w, h], area=w * h, iscrowd=0, score=float(score))
+                )
+                rows.append([str(path), classes[label], float(score), x, y, w, h])
+            height, width = image.shape[:2]
+            edges = torch.tensor([width, height, width, height])  # Matplotlib zooms out to show what lies beyond
+            sample.pred_instances.bboxes = sample.pred_instances.bboxes.clamp(edges * 0, edges)
+            visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=-1)
+        else:
+            for label in sample.pred_score.topk(min(5, len(classes))).indices.tolist():
+                rows.append([str(path), classes[label], float(sample.pred_score[label])])
+            visualizer.visualize_cls(rgb, sample, classes=classes, draw_gt=False)
+        with replaced_when_done(out / f"{number:06}_{path.stem}.png") as temporary:
+            mmcv.imwrite(mmcv.rgb2bgr(visualizer.get_image()), str(temporary))
+        progress.step()
+    header = ["file", "class", "score", *(["x", "y", "width", "height"] if detects else [])]
+    with replaced_when_done(out / "predictions.csv") as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    content = coco if detects else [dict(zip(header, row, strict=True)) for row in rows]
+    with replaced_when_done(out / "predictions.json") as temporary:
+        temporary.write_text(json.dumps(content))
+    print(f"{len(coco['images'])} images predicted, {len(args.failed)} not readable; results in {out}")
+    return {"images": len(coco["images"]), "failed": args.failed, "out_dir": str(out)}
+
+
+def find_images(item: str) -> list[Path]:
+    """The images that an argument names. Raises UserError where there are none."""
+    if Path(item).is_dir():
+        found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in IMAGES)
+    else:
+        found = [Path(item)] if Path(item).is_file() else sorted(map(Path, glob.glob(item, recursive=True)))
+    if not found:
+        raise UserError(f"nothing to predict on: no file, glob or folder {item} with images ({', '.join(IMAGES)})")
+    return found
+
+
+def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list[str]]:
+    """The network, ready to predict, and the names of its classes."""
+    dataset = cfg.test_dataloader.dataset
+    classes = list((next(leaves(dataset)).get("metainfo") or {}).get("classes") or ())
+    if args.checkpoint.endswith(".onnx"):
+        cfg.model = without_netaug(cfg.model)
+        model = build_model(cfg)
+        shape = shape_of_images(cfg, model)
+        fix_input(model, shape[2:])
+        replace_network(model, OnnxNetwork(args.checkpoint, shape), shape[2:])
+    else:
+        checkpoint = args.checkpoints.read(
+            args.checkpoint, args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
+        )
+        model = build_model(cfg)
+        check_weights(model, checkpoint, args.checkpoint, complete=True)
+        check_classes(checkpoint, classes, args.checkpoint)
+        load_checkpoint(model, args.checkpoint, map_location="cpu")  # what was read above
+        classes = classes or list((checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes") or ())
+    if not classes:  # those of the data set's type or folders
+        try:
+            classes = list(DATASETS.build(dataset).metainfo.get("classes") or ())
+        except OSError as error:
+            raise UserError(
+                f"the names of the classes are unknown, and the test data are not there: {error}"
+            ) from error
+    if not classes:
+        raise UserError(f"neither {args.config} nor {args.checkpoint} names the classes: set metainfo of the data set")
+    return model.to(get_device()).eval(), classes
+
+
+def infer(model: nn.Module, pipeline: Compose, image: np.ndarray, path: Path, number: int) -> Any:
+    """The data sample predicted for a BGR image."""
+    shape = image.shape[:2]
+    data = pipeline(dict(img=image, img_path=str(path), img_id=number, img_shape=shape, ori_shape=shape))
+    with torch.no_grad():
+        return model.test_step(dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]]))[0].cpu()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
