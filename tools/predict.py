@@ -22,7 +22,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import UserError, config_parser, fill_data, lies_in, load_config, run_tool
+from mmnetaug.cli import UserError, config_parser, lies_in, load_test_config, run_tool
 from mmnetaug.datasets.wrappers import first_pipeline, leaves
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
@@ -53,10 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """Predict on every input; returns how many were read and which were not."""
     paths = [path for item in args.inputs for path in find_images(item)]
-    cfg = load_config(args)
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader")
+    cfg = load_test_config(args, args.config)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     init_default_scope(cfg.get("default_scope") or "mmdet")

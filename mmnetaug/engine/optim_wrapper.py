@@ -298,12 +298,10 @@ class _NetAugStep:
         parameters = self._parameters()
         if self._clips_apart():
             self._clip_each(self.clip_grad_kwargs)
-        scaler = getattr(self, "loss_scaler", None)
-        scaled = scaler is not None and scaler.is_enabled()
         augmented = [gradient for gradient in self._other_gradients if gradient is not None]
         if not augmented:
             return
-        if not scaled and not torch.nn.utils.get_total_norm(augmented).isfinite():
+        if not self._scales_losses() and not torch.nn.utils.get_total_norm(augmented).isfinite():
             self._count_skipped()
             return
         self._skipped_in_a_row = 0
@@ -318,6 +316,11 @@ class _NetAugStep:
             if share != 1:
                 parameter.grad.mul_(share)
 
+    def _scales_losses(self) -> bool:
+        """Whether a loss scaler is at work, as in float16: it skips steps whose gradients are not finite."""
+        scaler = getattr(self, "loss_scaler", None)
+        return scaler is not None and scaler.is_enabled()
+
     def _clip_each(self, settings: dict[str, Any]) -> None:
         """Clips the gradients of each pass by themselves, and logs their norms."""
         scaler = getattr(self, "loss_scaler", None)
@@ -327,8 +330,8 @@ class _NetAugStep:
         }
         parameters = self._parameters()
         gradients = [g for g in (*(p.grad for p in parameters), *self._other_gradients) if g is not None]
-        scaled = scaler is not None and scaler.is_enabled()
-        if scaled and "clip_value" in settings and not all(gradient.isfinite().all() for gradient in gradients):
+        finite = not self._scales_losses() or "clip_value" not in settings or all(g.isfinite().all() for g in gradients)
+        if not finite:
             settings["clip_value"] = math.inf  # a clipped infinity is a number: the scaler would not skip this step
         for name in ("", "_aug"):
             with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
