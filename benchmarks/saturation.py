@@ -9,8 +9,8 @@ The protocol, fixed before the runs:
    on the other 45 000. Test images are measured once, at the end of each run, and choose nothing.
 2. *Saturation.* Plain training is run for 10, 20, 40 and more epochs, doubled until it gains less than 0.3 points of
    held-out accuracy. The first number of epochs that doubling does not improve is what all methods are compared at.
-3. *Rate.* For every method the peak learning rate with the best held-out accuracy of seed 0, out of a grid of factor 2;
-   where it lies at an end, the grid is extended. The other seeds run at this rate alone.
+3. *Rate.* For every method the peak learning rate with the best held-out accuracy of seed 0, in steps of factor 2 from
+   0.4 until the best one has been compared with its half and its double. The other seeds run at this rate alone.
 4. *Claims* are differences from plain training in test accuracy, each method at its own rate, paired by seed, with 95 %
    intervals (Student's t) over eight seeds: for as many epochs; and against plain training that takes as much CPU time.
 5. *Gate.* The largest network that is sampled in the last epoch, its batch norms re-estimated on 50 batches: a teacher
@@ -124,7 +124,7 @@ METHODS = {
 MAIN = ("plain", "NetAug", "distillation")
 NETWORKS = {"nano": ("mmnetaug.Nano", {}, 16, 40), "micro": ("mmnetaug.TinyNet", dict(arch="micro"), 64, 100)}
 """Backbone, its arguments, its output channels, and the epochs of a training."""
-GRID = (0.2, 0.4, 0.8)
+FIRST_RATE = 0.4
 SEEDS = 8
 
 
@@ -134,7 +134,7 @@ def largest(space: ElasticSpace, width: bool) -> list[int]:
 
 
 class Data:
-    """CIFAR-10 in memory: images (N, 3, 32, 32) in bytes, and labels as mmpretrain's heads want them."""
+    """CIFAR-10 in memory, normalised, in channels-last, with labels as mmpretrain's heads want them."""
 
     def __init__(self, root: str) -> None:
         train, test = InMemoryCifar10(root, "train"), InMemoryCifar10(root, "test")
@@ -142,16 +142,16 @@ class Data:
         held_out = torch.cat([(labels == c).nonzero().flatten()[-500:] for c in range(10)])
         kept = torch.ones(len(labels), dtype=torch.bool)
         kept[held_out] = False
-        self.images, self.labels = train.images[kept], labels[kept]
+        self.images, self.labels = normalised(train.images[kept]), labels[kept]
         self.samples = [DataSample().set_gt_label(int(label)) for label in self.labels]
-        self.held_out = train.images[held_out], labels[held_out]
-        self.test = test.images, torch.as_tensor(test.labels)
+        self.held_out = normalised(train.images[held_out]), labels[held_out]
+        self.test = normalised(test.images), torch.as_tensor(test.labels)
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, list[DataSample]]]:
         """One epoch of augmented training batches, the last incomplete one left out."""
         order = torch.randperm(len(self.images), generator=generator)
         for numbers in order[: len(order) // BATCH * BATCH].split(BATCH):
-            yield crop_and_flip(normalised(self.images[numbers])), [self.samples[n] for n in numbers.tolist()]
+            yield crop_and_flip(self.images[numbers]), [self.samples[n] for n in numbers.tolist()]
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 in percent, in evaluation mode."""
     model.eval()
     with torch.no_grad():
-        found = [model(normalised(part), mode="tensor").argmax(1) for part in images.split(500)]
+        found = [model(part, mode="tensor").argmax(1) for part in images.split(500)]
     model.train()
     return 100 * (torch.cat(found) == labels).float().mean().item()
 
@@ -284,14 +284,27 @@ def record(row: dict) -> None:
         os.close(handle)
 
 
-def best_rate(rows: list[dict], network: str, method: str, epochs: int) -> float | None:
-    """The rate with the best held-out accuracy of seed 0; None before the grid is done."""
+def next_rate(rows: list[dict], network: str, method: str, epochs: int) -> tuple[float, bool]:
+    """The rate with the best held-out accuracy of seed 0 and True, if half and twice that rate have been run, too.
+
+    Otherwise the rate to run next and False.
+    """
     of_seed_0 = {
         row["rate"]: row["held_out"]
         for row in rows
         if (row["network"], row["method"], row["epochs"], row["seed"]) == (network, method, epochs, 0)
     }
-    return max(of_seed_0, key=of_seed_0.get) if set(GRID) <= of_seed_0.keys() else None
+    best = max(of_seed_0, key=of_seed_0.get, default=FIRST_RATE)
+    for rate in (best, 2 * best, best / 2):
+        if rate not in of_seed_0:
+            return rate, False
+    return best, True
+
+
+def best_rate(rows: list[dict], network: str, method: str, epochs: int) -> float | None:
+    """The rate with the best held-out accuracy of seed 0; None before half and twice that rate have been run, too."""
+    rate, found = next_rate(rows, network, method, epochs)
+    return rate if found else None
 
 
 def seeds_at_best_rate(rows: list[dict], network: str, method: str) -> set[int]:
@@ -306,21 +319,30 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     data = Data(args.cifar)
     epochs = args.epochs or NETWORKS[args.network][3]
-    base_epochs = NETWORKS[args.network][3]
     for seed in args.seeds:
         for method in args.methods:
-            rows = results()
-            rates = args.rates or (GRID if seed == 0 and method in MAIN and epochs == base_epochs else None)
-            if rates is None:  # a variant runs at the rate of what it is a variant of
-                rates = [best_rate(rows, args.network, method.partition(",")[0], base_epochs)]
-            if None in rates:
-                sys.exit(f"the rates of {method} have not been compared yet: run seed 0, or give --rates")
-            for rate in rates:
+            for rate in args.rates or rates_to_run(args.network, method, seed):
                 key = (args.network, method, rate, epochs, seed)
-                if key in {tuple(row[name] for name in KEYS) for row in results()}:
-                    continue
-                figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
-                record(dict(zip(KEYS, key, strict=True)) | figures)
+                if key not in {tuple(row[name] for name in KEYS) for row in results()}:
+                    figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
+                    record(dict(zip(KEYS, key, strict=True)) | figures)
+
+
+def rates_to_run(network: str, method: str, seed: int) -> Iterator[float]:
+    """Rates one after the other, to be asked for the next when a run is done.
+
+    The main methods search with seed 0 and use what they found with the other seeds. A variant runs at the rate of what
+    it is a variant of.
+    """
+    main, epochs = method.partition(",")[0], NETWORKS[network][3]
+    rate, found = next_rate(results(), network, main, epochs)
+    if seed == 0 and method in MAIN:
+        while not found:
+            yield rate
+            rate, found = next_rate(results(), network, main, epochs)
+    if not found:
+        sys.exit(f"the rates of {main} have not been compared yet: run seed 0, or give --rates")
+    yield rate
 
 
 def interval(differences: list[float]) -> str:

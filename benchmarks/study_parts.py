@@ -107,16 +107,16 @@ class CropFlipPreprocessor(ClsDataPreprocessor):
 
 def crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     """Pads images (N, C, H, W) with zeros, crops each at a random place, and mirrors each with probability 1/2."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, [padding] * 4)
+    count, channels, height, width = images.shape
+    padded = F.pad(images, [padding] * 4).permute(0, 2, 3, 1)  # so that a pixel is one row to copy
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
     rows = top + torch.arange(height)
     columns = torch.arange(width).expand(count, width)
     columns = left + torch.where(torch.rand(count, 1) < 0.5, columns, width - 1 - columns)
     numbers = torch.arange(count).view(-1, 1, 1)
-    place = (index.to(images.device) for index in (numbers, rows[:, :, None], columns[:, None, :]))
-    numbers, rows, columns = place
-    return padded[numbers, :, rows, columns].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    place = (numbers * padded.shape[1] + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
+    pixels = padded.reshape(-1, channels).index_select(0, place.flatten().to(images.device))
+    return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 @MMNETAUG_MODELS.register_module()
