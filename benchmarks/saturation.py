@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import mmnetaug  # noqa: F401  (registers everything)
 from benchmarks.study_parts import InMemoryCifar10, crop_and_flip
 from mmnetaug import NetAugOptimWrapper
-from mmnetaug.elastic import ElasticSpace, sort_hidden_channels
+from mmnetaug.elastic import Elastic, ElasticSpace, sort_hidden_channels
 from mmnetaug.models.tinyml import BN, InvertedBottleneck
 from mmnetaug.registry import MODELS, OPTIM_WRAPPERS
 
@@ -91,6 +91,22 @@ class LargestNetworkOptimWrapper(NetAugOptimWrapper):
         return largest(space, self.width) if iteration % 2 else super()._widths(space, iteration)
 
 
+@OPTIM_WRAPPERS.register_module()
+class TeacherOnlyOptimWrapper(NetAugOptimWrapper):
+    """Trains the additional channels alone by the augmented pass, which reaches the tiny network only as a teacher."""
+
+    def _keeps_apart(self) -> bool:
+        return True
+
+    def _combine(self) -> None:
+        gradients = dict(zip(self._parameters(), self._other_gradients, strict=True))
+        for layer in self._model.modules():
+            for name in layer.elastic_axes.keys() & layer._parameters.keys() if isinstance(layer, Elastic) else ():
+                if (gradient := gradients[layer.stored(name)]) is not None:
+                    gradient[layer.base_block(name)] = 0
+        super()._combine()
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A way to train.
@@ -112,6 +128,9 @@ METHODS = {
     "distillation": Method(dict(distill=dict(weight=0.5))),
     "distillation, largest network often": Method(
         dict(type="mmnetaug.LargestNetworkOptimWrapper", distill=dict(weight=0.5))
+    ),
+    "distillation, additional channels alone": Method(
+        dict(type="mmnetaug.TeacherOnlyOptimWrapper", distill=dict(weight=0.5))
     ),
     "distillation, normalized sum": Method(dict(distill=dict(weight=0.5), normalize=True)),
     "distillation, surgery": Method(dict(distill=dict(weight=0.5), surgery="all")),

@@ -10,6 +10,7 @@ import torch
 from mmpretrain.structures import DataSample
 
 from benchmarks import saturation
+from mmnetaug.registry import OPTIM_WRAPPERS
 
 
 class RandomData(saturation.Data):
@@ -17,7 +18,7 @@ class RandomData(saturation.Data):
 
     def __init__(self, root: str = "") -> None:
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (640, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        images = torch.randn((640, 3, 32, 32), generator=generator)
         labels = torch.arange(640) % 10
         self.images, self.labels = images[:256], labels[:256]
         self.samples = [DataSample().set_gt_label(int(label)) for label in self.labels]
@@ -48,7 +49,7 @@ def test_rates_are_chosen_by_held_out_accuracy_of_seed_0(results, monkeypatch):
 
     monkeypatch.setattr(saturation, "train", train)
     run()
-    assert trained == [(plain, rate, 0) for plain in (True, False) for rate in (0.2, 0.4, 0.8)]
+    assert trained == [(True, r, 0) for r in (0.4, 0.8, 0.2)] + [(False, r, 0) for r in (0.4, 0.8, 0.2, 0.1)]
     trained.clear()
     run(seeds=[0, 1])
     assert trained == [(True, 0.4, 1), (False, 0.2, 1)]
@@ -66,6 +67,29 @@ def test_a_method_trains(method):
     figures = saturation.train(RandomData(), "nano", saturation.METHODS[method], 0.1, 3, 0, method)
     assert all(math.isfinite(value) for value in figures.values())
     assert ("largest" in figures) == (method != "plain")
+
+
+def test_additional_channels_alone_learn_from_the_augmented_pass():
+    """Without distillation the tiny network then makes the step of plain training."""
+    data, states = RandomData(), []
+    for method in (saturation.Method(), saturation.Method(dict(type="mmnetaug.TeacherOnlyOptimWrapper"))):
+        torch.manual_seed(0)
+        model = saturation.build("nano", method)
+        wrapper = OPTIM_WRAPPERS.build(
+            dict(type="OptimWrapper", optimizer=torch.optim.SGD(model.parameters(), 0.1)) | (method.settings or {})
+        )
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        with wrapper.optim_context(model):
+            losses = model(data.images[:32], data.samples[:32], mode="loss")
+        wrapper.update_params(model.parse_losses(losses)[0])
+        states.append((before, dict(model.named_parameters())))
+    (plain_before, plain), (before, elastic) = states
+    for name, weight in plain.items():
+        block = tuple(map(slice, weight.shape))
+        same = torch.allclose(weight - plain_before[name], elastic[name][block] - before[name][block], atol=1e-6)
+        assert same == (name != "head.fc.bias"), name  # which has no additional entries
+    reads = "backbone.stages.1.project_conv.conv.weight"  # reads additional channels, which start at zero
+    assert (elastic[reads] != before[reads])[:, 12:].any()
 
 
 def test_the_interval_is_students():
