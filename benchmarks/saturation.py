@@ -18,7 +18,7 @@ The protocol, fixed before the runs:
 
 All runs: batch 128, SGD with Nesterov momentum 0.9, weight decay 4e-5 (none on norms and biases), two epochs of
 warm-up, cosine to 0, padding, crops and flips. NetAug: the authors' factors, sorting, width augmentation off in the
-second half.
+second half (but in variants *to the end*).
 """
 
 from __future__ import annotations
@@ -114,11 +114,13 @@ class Method:
     Attributes:
         settings: Of the optimizer wrapper; None trains plainly.
         begins: Share of the training after which there is any augmentation.
+        width_until: Share of the training up to which there is width augmentation.
         width: Width factors.
     """
 
     settings: dict | None = None
     begins: float = 0.0
+    width_until: float = 0.5
     width: tuple[float, ...] = (1, 1.8, 2.6)
 
 
@@ -135,7 +137,14 @@ METHODS = {
     "distillation, normalized sum": Method(dict(distill=dict(weight=0.5), normalize=True)),
     "distillation, surgery": Method(dict(distill=dict(weight=0.5), surgery="all")),
     "distillation, expand only": Method(dict(distill=dict(weight=0.5)), width=(1,)),
-    "distillation, last third": Method(dict(distill=dict(weight=0.5)), begins=2 / 3),
+    "distillation, last third": Method(dict(distill=dict(weight=0.5)), begins=2 / 3, width_until=1),
+    "distillation, width to the end": Method(dict(distill=dict(weight=0.5)), width_until=1),
+    "distillation, width to the end, additional channels alone": Method(
+        dict(type="mmnetaug.TeacherOnlyOptimWrapper", distill=dict(weight=0.5)), width_until=1
+    ),
+    "distillation, width to the end, largest network often": Method(
+        dict(type="mmnetaug.LargestNetworkOptimWrapper", distill=dict(weight=0.5)), width_until=1
+    ),
     "distillation, λ = 0.9": Method(dict(distill=dict(weight=0.9))),
     "NetAug, normalized sum": Method(dict(normalize=True)),
     "NetAug, surgery": Method(dict(surgery="all")),
@@ -227,7 +236,7 @@ def train(
     for epoch in range(epochs):
         if method.settings is not None:
             on = epoch >= method.begins * epochs
-            wrapper.expand, wrapper.width = on, on and (epoch < epochs / 2 or method.begins > 0)
+            wrapper.expand, wrapper.width = on, on and epoch < method.width_until * epochs
             if wrapper.width:
                 sort_hidden_channels(model, optimizer)
         losses = []
@@ -254,7 +263,7 @@ def train(
         train_loss=statistics.mean(losses),
     )
     if method.settings is not None:
-        figures["largest"] = accuracy_of_largest(model, data, width=method.begins > 0)
+        figures["largest"] = accuracy_of_largest(model, data, width=method.width_until == 1)
     return figures
 
 
