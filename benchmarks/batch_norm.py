@@ -27,8 +27,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmnetaug.apis.cli import run_tool
 from mmnetaug.checkpoint import load_tensors  # registers everything too; before mmpretrain, which imports torchvision
-from mmnetaug.cli import run_tool
 
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats  # isort: skip
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from benchmarks.backbones import CONVOLUTIONAL, IMAGE, LEFT_OUT, MIXES_CHANNELS, build, registered
 from mmnetaug.elastic import Elastic, TraceError, base_state_dict, fill_new_channels, make_elastic, sort_hidden_channels
-from mmnetaug.forward import flatten_tensors
+from mmnetaug.models.tensor_mode import flatten_tensors
 
 WIDTH, EXPAND = [1, 1.5], [1, 1.5]
 TOLERANCE = 1e-10

@@ -25,7 +25,8 @@ sys.path[0] = str(ROOT)  # this folder's coverage.py would pass for the package 
 import torch
 
 import mmnetaug  # noqa: F401  (registers everything)
-from mmnetaug.cli import build_runner, config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.build import build_runner
+from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
 
 
 def cpu_ms(images: int, run: Callable[[], Any]) -> float:

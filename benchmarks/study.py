@@ -45,8 +45,8 @@ from scipy import stats
 from benchmarks.study_runs import EXPERIMENTS, TASKS, Experiment
 from mmnetaug.analysis.cost import count_cost
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
+from mmnetaug.apis.build import build_model
 from mmnetaug.files import read_log, replaced_when_done
-from mmnetaug.preflight import build_model
 
 FOLDER = ROOT / "work_dirs/study"
 DOCS = ROOT / "docs"

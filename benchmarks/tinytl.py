@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import mmnetaug  # noqa: F401  (registers everything)
 from mmnetaug.analysis.cost import find_input_shape
-from mmnetaug.cli import run_tool
+from mmnetaug.apis.cli import run_tool
 
 
 def stored_bytes(model: nn.Module, images: Tensor) -> int:

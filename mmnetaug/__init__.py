@@ -7,8 +7,7 @@ from . import environment
 
 environment.check()
 
-from . import datasets, models
-from .builder import NetAug
+from . import datasets, demo, models
 from .engine import (
     ChannelSortHook,
     CPUTuningHook,
@@ -18,6 +17,7 @@ from .engine import (
     TinyCheckpointHook,
     TrainAccuracyHook,
 )
+from .models import NetAug
 from .version import __version__
 from .visualization import TensorboardIfInstalled
 
@@ -33,5 +33,6 @@ __all__ = [
     "TrainAccuracyHook",
     "__version__",
     "datasets",
+    "demo",
     "models",
 ]

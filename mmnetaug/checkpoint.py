@@ -27,6 +27,8 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
+from mmnetaug.errors import CheckpointError
+
 # How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
 # the second only those that do not say `weights_only` themselves.
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -36,10 +38,6 @@ _PICKLED = (
     "{} holds pickled objects, which can run any command on this machine when they are loaded. If it is a full "
     "training checkpoint, use the *_tiny.pth beside it; if you know where it comes from, pass --trust-checkpoint."
 )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says which, why, and what to do."""
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:

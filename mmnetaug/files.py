@@ -13,15 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mmnetaug.errors import WriteError
+
 PATIENCE = 10
 """Seconds to wait for a folder: the data loaders of a killed run hold it for up to five."""
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Error numbers that blame the storage, whichever file is written."""
-
-
-class WriteError(Exception):
-    """A file or folder cannot be written; the message says which and why."""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 from torch import Tensor, nn
 
-from mmnetaug.checkpoint import CheckpointError
+from mmnetaug.errors import CheckpointError
 from mmnetaug.models.tinyml import InvertedBottleneck
 
 # The submodules of one module in the order of the forward pass; the first row that names all of them counts.

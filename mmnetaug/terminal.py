@@ -26,7 +26,7 @@ class Progress:
             self.said = now
 
 
-def few(items: Iterable, most: int = 5) -> str:
+def abbreviate(items: Iterable, most: int = 5) -> str:
     """The first few of some items, and how many more there are."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

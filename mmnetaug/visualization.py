@@ -10,7 +10,7 @@ import importlib.util
 from mmengine.visualization import TensorboardVisBackend
 from mmengine.visualization.vis_backend import BaseVisBackend
 
-from .registry import VISBACKENDS
+from mmnetaug.registry import VISBACKENDS
 
 
 class _NoVisBackend(BaseVisBackend):

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPERS
 from networks import batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 
-from mmnetaug.engine.optim_wrapper import _first_images
+from mmnetaug.engine.augmented_pass import first_images
 
 RATE = 0.01
 
@@ -75,12 +75,12 @@ def test_a_part_of_the_batch_is_cut_from_images_and_annotations_alone():
         ((images, samples, anchors), {}),
         ((list(images), None, anchors), dict(mode="loss")),
     ):
-        cut = _first_images(Anchored(), args, kwargs, 0.5)
+        cut = first_images(Anchored(), args, kwargs, 0.5)
         cut_images, cut_samples, cut_anchors = Anchored()(*cut[0], **cut[1])
         assert len(cut_images) == 2 and cut_anchors == anchors
         assert cut_samples in (None, [0, 1])
     with pytest.raises(TypeError, match="share=1"):
-        _first_images(Anchored(), (dict(sup=images),), {}, 0.5)
+        first_images(Anchored(), (dict(sup=images),), {}, 0.5)
 
 
 def test_a_repeated_factor_is_sampled_more_often():

@@ -11,7 +11,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmnetaug.checkpoint import CheckpointError, ReadOnce, load_tensors, read_checkpoint, tensors_only, trusted_load
+from mmnetaug.checkpoint import ReadOnce, load_tensors, read_checkpoint, tensors_only, trusted_load
+from mmnetaug.errors import CheckpointError
 
 WEIGHTS = {"state_dict": {"conv.weight": torch.arange(12.0).reshape(3, 4)}, "meta": {"epoch": 3, "classes": ["1", "2"]}}
 

@@ -9,7 +9,8 @@ import pytest
 from data_fixtures import MAKERS
 from mmengine.config import Config
 
-from mmnetaug.datasets import DataError, check_data
+from mmnetaug.datasets import check_data
+from mmnetaug.errors import DataError
 
 CONFIGS = Path(__file__).parents[1] / "configs/classification"
 OF_SET = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import count_cost, find_input_shape
 from mmnetaug.elastic import evaluating, find_spaces
-from mmnetaug.forward import flatten_tensors, tensor_forward, untraced_readers
+from mmnetaug.models.tensor_mode import flatten_tensors, tensor_forward, untraced_readers
 
 SHAPE = (1, 3, IMAGE, IMAGE)
 CLASSIFIER = dict(

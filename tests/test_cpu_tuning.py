@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from mmnetaug import CPUTuningHook, NetAugOptimWrapper
 from mmnetaug.elastic import base_state_dict, make_elastic
 from mmnetaug.engine import cpu_tuning
-from mmnetaug.forward import tensor_forward
+from mmnetaug.models.tensor_mode import tensor_forward
 
 
 class Overwriting(BaseModel):

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from test_tools import load_tool, run
 
-from mmnetaug.cli import build_runner
-from mmnetaug.engine.curves import TrainAccuracyHook
+from mmnetaug.apis.build import build_runner
+from mmnetaug.engine.train_accuracy import TrainAccuracyHook
 
 REPO = Path(__file__).parents[1]
 plot_curves = load_tool("plot_curves")

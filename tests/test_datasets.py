@@ -35,8 +35,10 @@ from pycocotools.cocoeval import COCOeval
 
 import mmnetaug  # noqa: F401 (registers the data sets)
 from mmnetaug import terminal
-from mmnetaug.datasets import DataError, check_data, check_dataset, digits, fill_config
 from mmnetaug.datasets import check as check_module
+from mmnetaug.datasets import check_data, check_dataset, fill_config
+from mmnetaug.demo import digits
+from mmnetaug.errors import DataError
 
 CONFIGS = Path(__file__).parents[1] / "configs/_base_"
 

@@ -25,21 +25,13 @@ from torch import Tensor, nn
 
 from mmnetaug.analysis.memory import peak_memory
 from mmnetaug.analysis.operators import record
-from mmnetaug.cli import UserError
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load_tiny, replace_network, without_netaug
+from mmnetaug.apis.input_size import fix_input, set_input_size
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
-from mmnetaug.evaluation import (
-    calibration_images,
-    fix_input,
-    head_of,
-    headline,
-    load_tiny,
-    replace_network,
-    set_input_size,
-    without_netaug,
-)
+from mmnetaug.errors import UserError
 from mmnetaug.models import SameConv2d
-from mmnetaug.preflight import build_model
 
 sweep, export, test, compare, train = (load_tool(name) for name in ("sweep", "export", "test", "compare", "train"))
 

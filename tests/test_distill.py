@@ -14,11 +14,12 @@ from networks import plain_at
 from torch import nn
 
 from mmnetaug import NetAugOptimWrapper
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.evaluation import without_netaug
+from mmnetaug.apis.preflight import check_pretrained
 from mmnetaug.checkpoint import ReadOnce
-from mmnetaug.cli import UserError
 from mmnetaug.elastic import base_state_dict
-from mmnetaug.evaluation import without_netaug
-from mmnetaug.preflight import build_model, check_pretrained
+from mmnetaug.errors import UserError
 
 CLASSES = 5
 

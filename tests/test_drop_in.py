@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import get_installed_path
 from mmpretrain.structures import DataSample
 
-from mmnetaug.forward import tensor_forward
+from mmnetaug.models.tensor_mode import tensor_forward
 
 CONFIGS = [
     "mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py",

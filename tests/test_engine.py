@@ -28,7 +28,7 @@ from mmnetaug import NetAugScheduleHook
 from mmnetaug.elastic import Elastic, base_state_dict, make_elastic, sort_hidden_channels
 from mmnetaug.engine import hooks as hooks_module
 from mmnetaug.engine import optim_wrapper as optim_wrapper_module
-from mmnetaug.files import WriteError
+from mmnetaug.errors import WriteError
 
 RATE = 0.01
 

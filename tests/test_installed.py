@@ -13,7 +13,8 @@ import pytest
 from data_fixtures import make_voc_folder
 from mmengine.config import Config
 
-from mmnetaug.cli import UserError, find_config
+from mmnetaug.apis.cli import find_config
+from mmnetaug.errors import UserError
 
 REPO = Path(__file__).parents[1]
 

@@ -35,11 +35,11 @@ from test_tools import CLASSES, DETECTOR, REPO, load_tool, run
 from torch import nn
 
 from mmnetaug.analysis.tradeoff import Point
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.cli import run_tool
 from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
-from mmnetaug.cli import run_tool
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.files import only_writer
-from mmnetaug.preflight import build_model
 
 sys.path.append(str(REPO))
 

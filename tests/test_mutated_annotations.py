@@ -23,7 +23,8 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmnetaug.datasets import DataError, DatasetReport, check_data, fill_config
+from mmnetaug.datasets import DatasetReport, check_data, fill_config
+from mmnetaug.errors import DataError
 
 CONFIG = Path(__file__).parents[1] / "configs/_base_/custom_data.py"
 CLASSES = ("cat", "dog", "emu")

@@ -26,11 +26,11 @@ from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
 from mmnetaug.analysis.cost import find_input_shape
-from mmnetaug.cli import build_runner
+from mmnetaug.apis.build import build_runner
+from mmnetaug.apis.preflight import check_training
 from mmnetaug.datasets import set_data_root
 from mmnetaug.elastic import base_state_dict, find_spaces
 from mmnetaug.paper import NETWORKS, ROWS, SET_LABELS, SETS, TRANSFER_DROPOUT
-from mmnetaug.preflight import check_training
 
 REPO = Path(__file__).parents[1]
 CONFIGS = REPO / "configs"

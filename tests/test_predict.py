@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from test_deploy import place  # noqa: F401  (a fixture)
 from test_tools import load_tool, run
 
+from mmnetaug.apis.build import build_model
 from mmnetaug.deploy.onnx import export_onnx
-from mmnetaug.preflight import build_model
 
 predict, test = (load_tool(name) for name in ("predict", "test"))
 

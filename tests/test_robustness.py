@@ -26,11 +26,11 @@ from test_tools import CLASSES, DETECTOR, REPO, load_tool, run
 
 from mmnetaug import files
 from mmnetaug.analysis.cost import count_cost
-from mmnetaug.cli import UserError
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.evaluation import replace_network
 from mmnetaug.deploy import onnx as deploy_onnx
-from mmnetaug.evaluation import replace_network
-from mmnetaug.files import WriteError, only_writer, read_log, replaced_when_done
-from mmnetaug.preflight import build_model
+from mmnetaug.errors import UserError, WriteError
+from mmnetaug.files import only_writer, read_log, replaced_when_done
 
 TOOLS = {name: load_tool(name) for name in ("train", "test", "sweep", "compare", "export", "describe", "plot_curves")}
 

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
 
 import mmnetaug
-from mmnetaug.preflight import build_model
+from mmnetaug.apis.build import build_model
 from mmnetaug.registry import OPTIM_WRAPPERS
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmnetaug.cli import UserError
+from mmnetaug.apis.preflight import check_weights
+from mmnetaug.errors import UserError
 from mmnetaug.models.tinytl import BLOCKS, FrozenConv, FrozenNorm, LiteResidual
-from mmnetaug.preflight import check_weights
 
 SIZE = 64
 BACKBONES = {

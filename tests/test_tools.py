@@ -23,11 +23,12 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from networks import build_pair, detector_config
 
-from mmnetaug.cli import UserError, add_runner_arguments, config_parser, load_config
+from mmnetaug.apis.cli import add_runner_arguments, config_parser, load_config
+from mmnetaug.apis.evaluation import load_tiny
+from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
-from mmnetaug.evaluation import load_tiny
-from mmnetaug.files import WriteError, replaced_when_done
-from mmnetaug.preflight import NetworkReport, check_training, check_weights
+from mmnetaug.errors import UserError, WriteError
+from mmnetaug.files import replaced_when_done
 
 REPO = Path(__file__).parents[1]
 CLASSES = ("cat", "dog", "emu")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.elastic import TraceError, base_state_dict, black_box, make_elastic, plan
-from mmnetaug.engine.optim_wrapper import _tiny_statistics_kept
+from mmnetaug.elastic import TraceError, base_state_dict, make_elastic, plan
+from mmnetaug.elastic.graph import black_box
+from mmnetaug.engine.augmented_pass import tiny_statistics_kept
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **kwargs) -> nn.Conv2d:
@@ -544,7 +545,7 @@ def test_statistics_kept_by_hand_follow_the_base_pass_alone():
         model(image)
         before = model.norm.stored("mean").clone()
         for widths in (model.elastic.sample(0, seed), model.elastic.largest()):
-            with model.elastic.at(widths), _tiny_statistics_kept([model.norm]):
+            with model.elastic.at(widths), tiny_statistics_kept([model.norm]):
                 model(image)
         torch.testing.assert_close(model.norm.mean, plain.norm.mean)
         assert model.norm.stored("mean").shape == (32,)

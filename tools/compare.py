@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import UserError, load_test_config, run_tool
+from mmnetaug.apis.cli import load_test_config, run_tool
+from mmnetaug.apis.evaluation import build_tiny, load_tiny
 from mmnetaug.datasets import check_data
-from mmnetaug.evaluation import build_tiny, load_tiny
+from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
 CELL = 320  # pixels

@@ -6,7 +6,8 @@ import argparse
 import sys
 from fnmatch import fnmatch
 
-from mmnetaug.cli import UserError, run_tool, shipped_configs
+from mmnetaug.apis.cli import run_tool, shipped_configs
+from mmnetaug.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,9 +13,11 @@ from mmengine.config import DictAction
 from mmengine.registry import MODELS, init_default_scope
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import CheckpointError, read_checkpoint
-from mmnetaug.cli import UserError, load_config, reported_as_user_error, run_tool
-from mmnetaug.evaluation import without_netaug
+from mmnetaug.apis.build import reported_as_user_error
+from mmnetaug.apis.cli import load_config, run_tool
+from mmnetaug.apis.evaluation import without_netaug
+from mmnetaug.checkpoint import read_checkpoint
+from mmnetaug.errors import CheckpointError, UserError
 from mmnetaug.files import replaced_when_done
 from mmnetaug.foreign import convert_classifier
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.analysis.memory import kilobytes, measure_footprint, parse_bytes
-from mmnetaug.cli import UserError, config_parser, fill_data, load_config, run_tool
-from mmnetaug.datasets import DataError, check_data
-from mmnetaug.preflight import build_model, inspect_network
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.preflight import inspect_network
+from mmnetaug.datasets import check_data
+from mmnetaug.errors import DataError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:

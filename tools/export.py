@@ -18,27 +18,14 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
+from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.evaluation import RawOutputs, build_tiny, calibration_images, evaluate, head_of, load_tiny
+from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.checkpoint import read_checkpoint
-from mmnetaug.cli import (
-    UserError,
-    config_parser,
-    fill_data,
-    load_config,
-    run_tool,
-)
 from mmnetaug.datasets import check_data
 from mmnetaug.deploy.onnx import OnnxNetwork, Raw, export_onnx, quantize_onnx
 from mmnetaug.deploy.tflite import TFLiteNetwork, arena_size, convert_tflite
-from mmnetaug.evaluation import (
-    RawOutputs,
-    build_tiny,
-    calibration_images,
-    evaluate,
-    head_of,
-    load_tiny,
-    set_input_size,
-    shape_of_images,
-)
+from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
 FORMATS = ("stock", "onnx", "int8", "tflite")

@@ -15,10 +15,10 @@ from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.analysis.cost import count_cost
-from mmnetaug.cli import run_tool
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.cli import run_tool
 from mmnetaug.files import replaced_when_done
 from mmnetaug.paper import NETWORKS, ROWS, Row
-from mmnetaug.preflight import build_model
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/paper.md"

@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import mmnetaug  # noqa: F401  (checks the environment)
-from mmnetaug.cli import UserError, run_tool
+from mmnetaug.apis.cli import run_tool
+from mmnetaug.errors import UserError
 from mmnetaug.files import read_log, replaced_when_done
 
 

@@ -22,14 +22,16 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import UserError, config_parser, lies_in, load_test_config, run_tool
-from mmnetaug.datasets.wrappers import first_pipeline, leaves
+from mmnetaug.apis.build import build_model
+from mmnetaug.apis.cli import config_parser, lies_in, load_test_config, run_tool
+from mmnetaug.apis.evaluation import replace_network, without_netaug
+from mmnetaug.apis.input_size import fix_input, set_input_size, shape_of_images
+from mmnetaug.apis.preflight import check_classes, check_weights
+from mmnetaug.config import first_pipeline, leaves, type_name
 from mmnetaug.deploy.onnx import OnnxNetwork
-from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
+from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
-from mmnetaug.forward import is_detector
-from mmnetaug.preflight import build_model, check_classes, check_weights
-from mmnetaug.registry import type_name
+from mmnetaug.models.tensor_mode import is_detector
 from mmnetaug.terminal import Progress
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -24,13 +24,16 @@ from mmnetaug.analysis.cost import count_cost, find_input_shape
 from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
+from mmnetaug.apis.build import reported_as_user_error
+from mmnetaug.apis.cli import load_test_config, run_tool
+from mmnetaug.apis.evaluation import build_tiny, evaluate, load_tiny
+from mmnetaug.apis.input_size import set_input_size
 from mmnetaug.checkpoint import find_last_checkpoint
-from mmnetaug.cli import UserError, load_test_config, reported_as_user_error, run_tool
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.hooks import tiny_path
-from mmnetaug.evaluation import build_tiny, evaluate, load_tiny, set_input_size
+from mmnetaug.errors import UserError
 from mmnetaug.files import only_writer, replaced_when_done
-from mmnetaug.forward import tensor_forward
+from mmnetaug.models.tensor_mode import tensor_forward
 
 COLUMNS = ("network", "size", "accuracy", "macs", "params", "peak_memory", "latency_ms")
 

@@ -11,10 +11,9 @@ from typing import Any
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.cli import (
-    UserError,
+from mmnetaug.apis.build import build_runner
+from mmnetaug.apis.cli import (
     add_runner_arguments,
-    build_runner,
     config_parser,
     fill_data,
     is_main_process,
@@ -22,14 +21,16 @@ from mmnetaug.cli import (
     load_config,
     run_tool,
 )
+from mmnetaug.apis.evaluation import replace_network, without_netaug
+from mmnetaug.apis.input_size import fix_input, set_input_size, shape_of_images
+from mmnetaug.apis.preflight import check_classes, check_weights
+from mmnetaug.config import as_list, type_name
 from mmnetaug.datasets import check_data
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
-from mmnetaug.engine.optim_wrapper import unwrapped
-from mmnetaug.evaluation import fix_input, replace_network, set_input_size, shape_of_images, without_netaug
+from mmnetaug.engine.augmented_pass import unwrapped
+from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
-from mmnetaug.preflight import check_classes, check_weights
-from mmnetaug.registry import as_list, type_name
 
 # what each visualisation hook calls its switch and its folder
 DRAW_ARGUMENTS = {

@@ -15,11 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
-from mmnetaug.cli import (
-    UserError,
+from mmnetaug.apis.build import build_runner
+from mmnetaug.apis.cli import (
     add_runner_arguments,
-    build_runner,
     config_parser,
     fill_data,
     is_main_process,
@@ -27,11 +25,8 @@ from mmnetaug.cli import (
     load_config,
     run_tool,
 )
-from mmnetaug.datasets import check_data
-from mmnetaug.engine.optim_wrapper import unwrapped
-from mmnetaug.evaluation import set_input_size
-from mmnetaug.files import only_writer
-from mmnetaug.preflight import (
+from mmnetaug.apis.input_size import set_input_size
+from mmnetaug.apis.preflight import (
     check_classes,
     check_pretrained,
     check_resumable,
@@ -39,7 +34,12 @@ from mmnetaug.preflight import (
     check_weights,
     inspect_network,
 )
-from mmnetaug.registry import type_name
+from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
+from mmnetaug.config import type_name
+from mmnetaug.datasets import check_data
+from mmnetaug.engine.augmented_pass import unwrapped
+from mmnetaug.errors import UserError
+from mmnetaug.files import only_writer
 
 AMP_TWINS = {"OptimWrapper": "AmpOptimWrapper", "NetAugOptimWrapper": "mmnetaug.NetAugAmpOptimWrapper"}
 

@@ -1,4 +1,4 @@
-# Handwritten digits on 160x160 scenes, written to data/digits at first use (mmnetaug/datasets/digits.py).
+# Handwritten digits on 160x160 scenes, written to data/digits at first use (mmnetaug/demo/digits.py).
 data_root = "data/digits"
 
 train_pipeline = [

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from mmengine.config import Config
 from torch import nn
 
-from mmnetaug.datasets.wrappers import first_pipeline
+from mmnetaug.config import first_pipeline, type_name
 from mmnetaug.elastic import base_state_dict, find_spaces
-from mmnetaug.forward import image_channels, untraced_readers
-from mmnetaug.registry import type_name
+from mmnetaug.models.tensor_mode import image_channels, untraced_readers
 
 from .operators import record
 

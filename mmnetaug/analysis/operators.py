@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmnetaug.elastic import evaluating, find_spaces
-from mmnetaug.forward import tensor_forward
+from mmnetaug.models.tensor_mode import tensor_forward
 
 PRODUCTS_WITHOUT_FORMULA = {"mv", "addmv", "dot", "vdot"}
 

@@ -3,14 +3,12 @@
 from .check import check_data, check_dataset
 from .custom import fill_config, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
-from .report import DataError, DatasetReport
-from .voc import DigitScenes, TrainOnDifficult, VOCLayoutDataset
+from .report import DatasetReport
+from .voc import TrainOnDifficult, VOCLayoutDataset
 
 __all__ = [
-    "DataError",
     "DatasetReport",
     "DetectionMixUp",
-    "DigitScenes",
     "PackMixedDetInputs",
     "TrainOnDifficult",
     "VOCLayoutDataset",

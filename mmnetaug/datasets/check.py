@@ -19,12 +19,13 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmnetaug.registry import as_list, type_name
-from mmnetaug.terminal import Progress, few
+from mmnetaug.config import as_list, type_name
+from mmnetaug.errors import DataError
+from mmnetaug.terminal import Progress, abbreviate
 
 from .classification import few_images, find_faults
 from .coco import inspect_coco, read_coco
-from .report import DataError, DatasetReport, layouts
+from .report import DatasetReport, layouts
 from .voc import VOCLayoutDataset, inspect_voc
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
@@ -69,18 +70,19 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
         if other.classes and reports[0].classes and other.classes != reports[0].classes:
             other.problems.append(
                 f"its classes are not those of {reports[0].name}, in the same order: "
-                f"{few(other.classes)} against {few(reports[0].classes)}"
+                f"{abbreviate(other.classes)} against {abbreviate(reports[0].classes)}"
             )
     expected = head_num_classes(cfg.get("model") or {})
     if reports and reports[0].classes and expected and len(reports[0].classes) not in expected:
         reports[0].problems.append(
-            f"the model's head has num_classes={few(sorted(expected))}, the data {len(reports[0].classes)} classes"
+            f"the model's head has num_classes={abbreviate(sorted(expected))}, "
+            f"the data {len(reports[0].classes)} classes"
         )
     for report in reports:
         beyond = sorted(label for label in report.labels if expected and not 0 <= label < max(expected))
         if beyond:
             report.problems.append(
-                f"its labels go from 0 to num_classes - 1 = {max(expected) - 1}: {few(beyond)} do not"
+                f"its labels go from 0 to num_classes - 1 = {max(expected) - 1}: {abbreviate(beyond)} do not"
             )
     _raise_problems(reports)
     return reports
@@ -217,13 +219,13 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
     absent = [name for name in report.classes if not report.objects[name]]
     unknown = {name: n for name, n in report.objects.items() if name not in report.classes}
     if absent and report.objects:
-        text = f"no annotation has the class {few(absent)}"
+        text = f"no annotation has the class {abbreviate(absent)}"
         if needed and set(absent) - report.listed:
-            report.problems.append(f"{text}; the annotations have {few(sorted(report.objects), 100)}")
+            report.problems.append(f"{text}; the annotations have {abbreviate(sorted(report.objects), 100)}")
         else:
             report.warnings.append(text)
     if unknown:
-        shown = few([f"{name} ({n})" for name, n in unknown.items()])
+        shown = abbreviate([f"{name} ({n})" for name, n in unknown.items()])
         report.warnings.append(f"{sum(unknown.values())} objects are of classes not in the config, and unused: {shown}")
 
 
@@ -255,7 +257,9 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
             else:
                 report.objects[report.classes[label]] += 1
     if beyond:
-        report.problems.append(f"{len(beyond)} labels are not below {len(report.classes)} classes: {few(beyond)}")
+        report.problems.append(
+            f"{len(beyond)} labels are not below {len(report.classes)} classes: {abbreviate(beyond)}"
+        )
     report.images = len(dataset)
     return sizes
 
@@ -298,13 +302,13 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
                 if sizes[path] is not None and found != tuple(sizes[path]):
                     resized.append(f"{path} ({found[0]}x{found[1]}, annotated {sizes[path][0]}x{sizes[path][1]})")
     if absent:
-        report.problems.append(f"{len(absent)} annotated images are absent: {few(absent)}")
+        report.problems.append(f"{len(absent)} annotated images are absent: {abbreviate(absent)}")
     if damaged:
         report.problems.append(
-            f"{len(damaged)} images are damaged, restore them or take them off the list: {few(damaged)}"
+            f"{len(damaged)} images are damaged, restore them or take them off the list: {abbreviate(damaged)}"
         )
     if resized:
-        report.warnings.append(f"{len(resized)} images are not of the annotated size: {few(resized)}")
+        report.warnings.append(f"{len(resized)} images are not of the annotated size: {abbreviate(resized)}")
 
 
 def _ends_properly(path: str) -> bool:

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from mmdet.datasets import CocoDataset
 
-from mmnetaug.terminal import few
+from mmnetaug.errors import DataError
+from mmnetaug.terminal import abbreviate
 
-from .report import COCO_SOURCE, DataError, DatasetReport, layouts
+from .report import COCO_SOURCE, DatasetReport, layouts
 
 MAX_COORDINATE = 1e6  # no image is that large, and float32 still tells pixels apart
 Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # pycocotools keeps ids as float64
@@ -103,7 +104,7 @@ def inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tuple
     for kind in ("images", "categories", "annotations"):
         if repeated := _repeated([one.id for one in getattr(content, kind)]):
             report.problems.append(
-                f"{len(repeated)} ids of {kind} are given more than once in {ann_file.name}: {few(repeated)}"
+                f"{len(repeated)} ids of {kind} are given more than once in {ann_file.name}: {abbreviate(repeated)}"
             )
     _check_categories(content.categories, ann_file.name, report)
     paths = [osp.join(folder, image.file_name) for image in content.images]
@@ -126,15 +127,15 @@ def _check_categories(categories: list[CocoCategory], file: str, report: Dataset
     if repeated := _repeated(order):
         numbers = [f"{name} has {[one.id for one in categories if one.name == name]}" for name in repeated]
         report.problems.append(
-            f"categories of {file} share a name, which makes several classes of one: {few(numbers)}. Take the "
+            f"categories of {file} share a name, which makes several classes of one: {abbreviate(numbers)}. Take the "
             "ones without objects out of the file, or rename them"
         )
     elif set(order) != set(report.classes):
         lost = [name for name in report.classes if name not in order]
-        names = few(one.name for one in categories)
-        report.problems.append(f"no category of {file} is called {few(lost)}; it has {names}")
+        names = abbreviate(one.name for one in categories)
+        report.problems.append(f"no category of {file} is called {abbreviate(lost)}; it has {names}")
     elif tuple(order) != report.classes:
-        report.problems.append(f"the classes must be listed in the order of {file}: {few(order, 100)}")
+        report.problems.append(f"the classes must be listed in the order of {file}: {abbreviate(order, 100)}")
 
 
 def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset, report: DatasetReport) -> None:
@@ -157,7 +158,7 @@ def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset
     orphans = (image < 0) | (label < 0)
     if orphans.any():
         ids = [f"annotation {annotations[i].id}" for i in np.flatnonzero(orphans)]
-        report.problems.append(f"{len(ids)} annotations are of no listed image or category: {few(ids)}")
+        report.problems.append(f"{len(ids)} annotations are of no listed image or category: {abbreviate(ids)}")
         return
     x, y, w, h = np.fromiter(chain.from_iterable(column("bbox")), float, 4 * count).reshape(-1, 4).T
     area = np.fromiter(column("area"), float, count)

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..files import replaced_when_done
+from mmnetaug.config import leaves
+from mmnetaug.errors import DataError
+from mmnetaug.files import replaced_when_done
+
 from .check import iter_heads
 from .coco import read_coco
-from .report import DataError, layouts
+from .report import layouts
 from .voc import IMAGE_SUFFIXES, read_image_list, read_voc
-from .wrappers import leaves
 
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the training images, to choose checkpoints by where there is no split for that

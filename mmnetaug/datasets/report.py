@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmnetaug.terminal import few
+from mmnetaug.terminal import abbreviate
 
 VOC_LAYOUT = """    {root}/
         JPEGImages/          the images
@@ -21,10 +21,6 @@ VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012
 VOC2012/ in the folder VOCdevkit, each with JPEGImages/, Annotations/ and ImageSets/Main/."""
 COCO_SOURCE = """COCO 2017 comes from https://cocodataset.org/#download : unpack train2017.zip, val2017.zip and
 annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotations/ in one folder."""
-
-
-class DataError(ValueError):
-    """The data cannot be trained or tested on; the message lists every reason found."""
 
 
 def layouts(root: str | Path) -> str:
@@ -81,7 +77,7 @@ class DatasetReport:
     def warn(self, text: str, items: Sequence) -> None:
         """Add a warning that counts ``items`` and shows a few of them, if there are any."""
         if items:
-            self.warnings.append(f"{len(items)} {text}: {few(items)}")
+            self.warnings.append(f"{len(items)} {text}: {abbreviate(items)}")
 
     def leave_out(self, filtered: Sequence) -> None:
         """Count the images that ``filter_cfg`` of the data set takes out."""

@@ -17,11 +17,13 @@ from mmdet.datasets import VOCDataset, XMLDataset
 from mmengine.fileio import list_from_file
 from msgspec import UNSET, UnsetType
 
-from mmnetaug.registry import DATASETS, TRANSFORMS, type_name
-from mmnetaug.terminal import few
+from mmnetaug.config import type_name
+from mmnetaug.errors import DataError
+from mmnetaug.registry import DATASETS, TRANSFORMS
+from mmnetaug.terminal import abbreviate
 
 from .coco import MAX_COORDINATE
-from .report import VOC_SOURCE, DataError, DatasetReport, layouts
+from .report import VOC_SOURCE, DatasetReport, layouts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -71,42 +73,6 @@ class TrainOnDifficult(BaseTransform):
         if "xml_path" in results:
             results["gt_ignore_flags"][:] = False
         return results
-
-
-@DATASETS.register_module()
-class DigitScenes(VOCLayoutDataset):
-    """Handwritten digits on textured 160x160 scenes, written to ``data_root`` at first use.
-
-    Args:
-        data_root: Folder of the scenes; created when absent.
-        split: ``'train'`` (1500 scenes) or ``'test'`` (300, of other scans).
-        **kwargs: See ``mmdet.XMLDataset``.
-
-    Raises:
-        FileExistsError: ``data_root`` holds something else.
-    """
-
-    METAINFO = {  # noqa: RUF012 (how MMEngine's datasets declare it)
-        "classes": tuple("0123456789"),
-        "palette": [
-            (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
-            (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
-        ],
-    }  # fmt: skip
-
-    def __init__(self, data_root: str = "data/digits", split: str = "train", **kwargs) -> None:
-        # Imported here: it needs scikit-learn, which nothing else does, and is also run with `python -m`.
-        from .digits import SCENES, ensure_digits
-
-        if split not in SCENES:
-            raise ValueError(f"split must be one of {', '.join(SCENES)}, not {split!r}.")
-        ensure_digits(data_root)
-        super().__init__(
-            data_root=str(data_root),
-            ann_file=f"ImageSets/Main/{split}.txt",
-            data_prefix=dict(sub_data_root=""),
-            **kwargs,
-        )
 
 
 # --- annotation files -------------------------------------------------------------------------------------------------
@@ -270,15 +236,15 @@ def inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> 
             filtered.append(image)
     report.images = len(ids)
     if no_xml:
-        report.problems.append(f"{len(no_xml)} listed images have no annotation file: {few(no_xml)}")
+        report.problems.append(f"{len(no_xml)} listed images have no annotation file: {abbreviate(no_xml)}")
     if broken:
-        report.problems.append(f"{len(broken)} annotation files cannot be read: {few(broken)}")
+        report.problems.append(f"{len(broken)} annotation files cannot be read: {abbreviate(broken)}")
     is_filtered = dataset.test_mode or _has_step(steps, "FilterAnnotations")
     drops_empty = is_filtered or isinstance(dataset, VOCLayoutDataset) or (dataset.bbox_min_size or 0) >= 1
     if lost := (not drops_empty) * empty + (not is_filtered) * outside:
         report.problems.append(
             f"{len(lost)} boxes without area, or none within the annotated size of their image, would reach the loss, "
-            f"put dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)) behind the last Resize: {few(lost)}"
+            f"put dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)) behind the last Resize: {abbreviate(lost)}"
         )
     report.warn("boxes have no area, training leaves them out", drops_empty * empty)
     report.warn("boxes lie outside of their image, training leaves them out", is_filtered * outside)

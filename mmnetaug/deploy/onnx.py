@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.cli import UserError
-from mmnetaug.forward import tensor_forward
+from mmnetaug.errors import UserError
+from mmnetaug.models.tensor_mode import tensor_forward
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.cli import UserError
+from mmnetaug.errors import UserError
 
 from .onnx import Raw, cause, quiet
 

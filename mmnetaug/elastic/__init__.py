@@ -1,11 +1,11 @@
 """Width-elastic networks: one network that holds a tiny network and all its augmented ones. Knows torch only."""
 
-from .convert import make_elastic
+from .graph.export import TraceError, evaluating
 from .groups import ChannelGroup
 from .layers import Elastic
+from .make import make_elastic
 from .sort import sort_hidden_channels
 from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_storage
-from .trace import TraceError, evaluating
 
 __all__ = [
     "ChannelGroup",

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .black_box import boxed, reason_of, without_values
-from .graph import Forward, Ref, Step, TraceError, evaluating, export, untouched
+from .graph.black_box import boxed, reason_of, without_values
+from .graph.export import Forward, Ref, Step, TraceError, evaluating, export, restored_attributes
+from .graph.structure import Value
 from .groups import ChannelGroup
 from .layers import Axis, count_at_width
 from .plan import Plan
 from .space import ElasticSpace
-from .trace import Value
 
 Widths = dict[ChannelGroup, int]
 """Widths of the groups that are wider than in the tiny network."""
@@ -118,7 +118,7 @@ class _Runs:
                 self.space.at([widths.get(group, group.base_width) for group in self.space.groups]),
                 self.plan.at_width(),
                 evaluating(self.model, self.training),
-                untouched(self.model),
+                restored_attributes(self.model),
                 boxed(self.plan.found.boxes),
                 without_values(),
                 _Operators() as operators,
@@ -181,7 +181,7 @@ class _Runs:
 
     def other_argument(self, number: int, ours: Step, theirs: Step) -> str | None:
         """Name of the first argument that is not what the trace expects; None if all are."""
-        counts, got = self.plan.found.counts[number], theirs.arguments
+        counts, got = self.plan.found.count_arguments[number], theirs.arguments
         for name, value in ours.arguments.items():
             wide = got.pop(name, None)
             if name in counts:  # all its numbers, or the first of a list

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from .trace import Opening, Trace
+from .graph.structure import Producer, Trace
 
 Role = Literal["width", "expand", "squeeze"]
 FACTORS_OF_BASE = (1.0,)
@@ -115,17 +115,17 @@ def find_groups(
     """
     channels = found.channels
     makers: dict[int, list[int]] = {}
-    touched: dict[int, list[str]] = {}
-    for number, opening in enumerate(found.openings):
-        for run in channels.resolve(opening.output):
+    users: dict[int, list[str]] = {}
+    for number, producer in enumerate(found.producers):
+        for run in channels.resolve(producer.output):
             makers.setdefault(run, []).append(number)
-    for module, layout in found.touched:
+    for module, layout in found.uses:
         for run in channels.resolve(layout):
-            touched.setdefault(run, []).append(module)
+            users.setdefault(run, []).append(module)
     gated = {run for layout in found.gated for run in channels.resolve(layout)}
-    read = {run for opening in found.openings for run in channels.resolve(opening.input or ())}
+    read = {run for producer in found.producers for run in channels.resolve(producer.input or ())}
 
-    of_run: dict[int, ChannelGroup] = {}
+    group_of_run: dict[int, ChannelGroup] = {}
     listed: list[tuple[int, ChannelGroup]] = []
     for runs in channels.variables():
         made_by = sorted(number for run in runs for number in makers.get(run, []))
@@ -136,25 +136,25 @@ def find_groups(
             held = held or f"{base} channels do not divide into groups of {step}"
         if not made_by:  # dimensions of parameters that are no channels, or are read from fixed features
             group = ChannelGroup("", "width", base, held_reason="made by no convolution or linear layer")
-            of_run.update(dict.fromkeys(runs, group))
+            group_of_run.update(dict.fromkeys(runs, group))
             continue
-        openings = [found.openings[number] for number in made_by]
-        outside = [opening.module for opening in openings if not _inside(opening.module, scope)]
+        producers = [found.producers[number] for number in made_by]
+        outside = [producer.module for producer in producers if not _inside(producer.module, scope)]
         if read.isdisjoint(runs):
             held = held or "read by no convolution or linear layer"
         if outside:
             held = f"made by {outside[0]}, outside of {scope}"
-        group = ChannelGroup(openings[0].module, "width", base, step, held_reason=held)
-        of_run.update(dict.fromkeys(runs, group))
-        if len(outside) < len(openings):
-            modules = [module for run in runs for module in touched.get(run, [])]
+        group = ChannelGroup(producers[0].module, "width", base, step, held_reason=held)
+        group_of_run.update(dict.fromkeys(runs, group))
+        if len(outside) < len(producers):
+            modules = [module for run in runs for module in users.get(run, [])]
             group.role = _role(model, scope, modules)
             listed.append((made_by[0], group))
 
     listed.sort(key=lambda entry: entry[0])
     for number, group in listed:
-        opening = found.openings[number]
-        gate = _gated_by(group, opening, found, of_run, gated)
+        producer = found.producers[number]
+        gate = _gated_by(group, producer, found, group_of_run, gated)
         override = next((role for pattern, role in roles.items() if fnmatch.fnmatch(group.name, pattern)), None)
         if gate is not None and override is None and not gate.depends_on(group):
             group.role, group.follows = "squeeze", gate
@@ -166,14 +166,14 @@ def find_groups(
         elif override is not None:
             raise ValueError(f"roles: {override!r} is none of 'width', 'expand', 'base'")
         group.factors = tuple(width if group.role == "width" else expand)
-        if group.role == "expand" and opening.input is not None:
-            read = of_run[channels.resolve(opening.input)[0]]
+        if group.role == "expand" and producer.input is not None:
+            read = group_of_run[channels.resolve(producer.input)[0]]
             group.follows = read if not read.depends_on(group) else None
     groups = [group for _, group in listed]
     for pattern in roles:
         if not any(fnmatch.fnmatch(group.name, pattern) for group in groups):
             raise ValueError(f"roles: {pattern!r} matches none of the groups {[group.name for group in groups]}")
-    return groups, of_run
+    return groups, group_of_run
 
 
 def _inside(module: str, scope: str) -> bool:
@@ -196,14 +196,18 @@ def _role(model: nn.Module, scope: str, modules: list[str]) -> Role:
 
 
 def _gated_by(
-    group: ChannelGroup, opening: Opening, found: Trace, of_run: dict[int, ChannelGroup], gated: set[int]
+    group: ChannelGroup, producer: Producer, found: Trace, group_of_run: dict[int, ChannelGroup], gated: set[int]
 ) -> ChannelGroup | None:
     """The group that a squeeze-and-excitation bottleneck gates, or None if the group is no such bottleneck."""
-    if not opening.pooled:
+    if not producer.pooled:
         return None
     resolve = found.channels.resolve
-    read_by = [other for other in found.openings if other.input and group in [of_run[r] for r in resolve(other.input)]]
+    read_by = [
+        other
+        for other in found.producers
+        if other.input and group in [group_of_run[run] for run in resolve(other.input)]
+    ]
     results = {run for other in read_by for run in resolve(other.output)}
     if not results or not results <= gated:
         return None
-    return of_run[min(results)]
+    return group_of_run[min(results)]

@@ -8,20 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from .channels import Layout
+from .graph.channels import Layout
+from .graph.structure import Trace
 from .groups import ChannelGroup
 from .layers import Axis, Count, Elastic, count_at_width, make_layer_elastic
-from .trace import Trace
 
 
 class Plan:
     """Which parameters and counts of a plain network depend on the widths, and how."""
 
-    def __init__(self, model: nn.Module, found: Trace, of_run: dict[int, ChannelGroup]) -> None:
-        self.model, self.found, self.of_run = model, found, of_run
+    def __init__(self, model: nn.Module, found: Trace, group_of_run: dict[int, ChannelGroup]) -> None:
+        self.model, self.found, self.group_of_run = model, found, group_of_run
 
     def runs(self, layout: Layout) -> tuple[ChannelGroup, ...]:
-        return tuple(self.of_run[run] for run in self.found.channels.resolve(layout))
+        return tuple(self.group_of_run[run] for run in self.found.channels.resolve(layout))
 
     def parameters(self) -> Iterator[tuple[str, str, tuple[Axis, ...]]]:
         """Module, name and elastic dimensions of every parameter and buffer along channels that can be widened."""
@@ -37,7 +37,7 @@ class Plan:
 
     def counts(self) -> Iterator[tuple[str, str, Axis, Count]]:
         """Module and name of every attribute that counts channels that can be widened."""
-        for owner, name, layout, base in self.found.integers:
+        for owner, name, layout, base in self.found.count_attributes:
             axis = Axis(0, self.runs(layout))
             if any(not group.held_reason for group in axis.runs):
                 yield owner, name, axis, base
@@ -54,7 +54,7 @@ class Plan:
         for owner in dict.fromkeys([*axes, *counts]):
             layer = self.model.get_submodule(owner)
             names = {name: f"{owner}.{name}" if owner else name for name in axes.get(owner, {})}
-            reads = {name: self.found.reads[key] for name, key in names.items() if key in self.found.reads}
+            reads = {name: self.found.input_dims[key] for name, key in names.items() if key in self.found.input_dims}
             make_layer_elastic(layer, axes.get(owner, {}), counts.get(owner, {}), reads)
             layers.append(layer)
         return layers

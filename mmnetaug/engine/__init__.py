@@ -1,9 +1,9 @@
 """The NetAug training step and the hooks around it."""
 
 from .cpu_tuning import CPUTuningHook
-from .curves import TrainAccuracyHook
 from .hooks import ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
 from .optim_wrapper import NetAugAmpOptimWrapper, NetAugOptimWrapper
+from .train_accuracy import TrainAccuracyHook
 
 __all__ = [
     "CPUTuningHook",

@@ -12,8 +12,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..registry import HOOKS
-from .optim_wrapper import unwrapped
+from mmnetaug.registry import HOOKS
+
+from .augmented_pass import unwrapped
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..forward import dense_heads, flatten_tensors, is_detector
+from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, is_detector
 
 Outputs = dict[str, tuple[Tensor, ...]]
 """What each part of a model that is watched has returned in one forward pass."""

@@ -17,11 +17,13 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from ..checkpoint import find_last_checkpoint, trusted_load
-from ..elastic import ElasticSpace, base_state_dict, sort_hidden_channels
-from ..files import replaced_when_done
-from ..registry import HOOKS
-from .optim_wrapper import _NetAugStep, unwrapped
+from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
+from mmnetaug.elastic import ElasticSpace, base_state_dict, sort_hidden_channels
+from mmnetaug.files import replaced_when_done
+from mmnetaug.registry import HOOKS
+
+from .augmented_pass import unwrapped
+from .optim_wrapper import NetAugStep
 
 
 @HOOKS.register_module()
@@ -263,7 +265,7 @@ def _check_epochs(runner: Runner, hook: str) -> None:
 
 
 def _check_netaug(runner: Runner, hook: str) -> None:
-    if not isinstance(runner.optim_wrapper, _NetAugStep):
+    if not isinstance(runner.optim_wrapper, NetAugStep):
         raise TypeError(
             f"{hook} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
             "optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"

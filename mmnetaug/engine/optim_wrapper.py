@@ -16,26 +16,32 @@ The graphs of the two passes are never alive together.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import inspect
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.dist import all_reduce, get_rank
-from mmengine.model import is_model_wrapper
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.structures import BaseDataElement
+from mmengine.dist import get_rank
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..elastic import Elastic, ElasticSpace, find_spaces
-from ..registry import OPTIM_WRAPPERS
+from mmnetaug.elastic import ElasticSpace, find_spaces
+from mmnetaug.registry import OPTIM_WRAPPERS
+
+from .amp import AmpAnywhere
+from .augmented_pass import (
+    copied_annotations,
+    finite_on_all_ranks,
+    first_images,
+    own_randomness,
+    tiny_statistics_kept,
+    unsynchronised,
+    unwrapped,
+)
 from .distillation import InPlaceDistillation, Outputs
+from .gradients import remove_conflict
 
 MAX_SKIPPED_IN_A_ROW = 50
 """After so many augmented passes in a row that are not finite, training stops."""
@@ -54,7 +60,7 @@ class _AugmentedPass:
     outputs: Outputs | None = None
 
 
-class _NetAugStep:
+class NetAugStep:
     """What both wrappers share; stands before MMEngine's wrapper in the method resolution order.
 
     Args:
@@ -225,19 +231,19 @@ class _NetAugStep:
         model, iteration = self._model, self._inner_count
         tensors = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if self.share < 1:
-            args, kwargs = _first_images(unwrapped(model), args, kwargs, self.share)
-        args, kwargs = tuple(map(_copied_annotations, args)), {k: _copied_annotations(v) for k, v in kwargs.items()}
+            args, kwargs = first_images(unwrapped(model), args, kwargs, self.share)
+        args, kwargs = tuple(map(copied_annotations, args)), {k: copied_annotations(v) for k, v in kwargs.items()}
         outputs = None
         with contextlib.ExitStack() as stack:
             for space in self._spaces:
                 stack.enter_context(space.at(self._widths(space, iteration)))
-            stack.enter_context(_tiny_statistics_kept(self._counting))
-            stack.enter_context(_own_randomness(f"{self.seed}:{iteration}:{get_rank()}", self._parameters()[0].device))
+            stack.enter_context(tiny_statistics_kept(self._counting))
+            stack.enter_context(own_randomness(f"{self.seed}:{iteration}:{get_rank()}", self._parameters()[0].device))
             if self._keeps_apart():
                 self._swap_gradients()
                 stack.callback(self._swap_gradients)
             else:
-                stack.enter_context(_unsynchronised(model))  # the base pass synchronises the sum
+                stack.enter_context(unsynchronised(model))  # the base pass synchronises the sum
             with super().optim_context(model):
                 losses = model(*args, **kwargs)
             loss, _ = unwrapped(model).parse_losses(losses)
@@ -248,7 +254,7 @@ class _NetAugStep:
                     "the model's forward changes its images in place, so that the two passes would see different "
                     "ones: have it work on a copy (inputs = inputs.clone())"
                 )
-            if not _finite_on_all_ranks(loss):
+            if not finite_on_all_ranks(loss):
                 self._count_skipped()
                 return _AugmentedPass(skipped=True)
             weight = self.alpha if self._keeps_apart() else self.alpha * self._share_of_sum()
@@ -342,180 +348,10 @@ class _NetAugStep:
 
 
 @OPTIM_WRAPPERS.register_module()
-class NetAugOptimWrapper(_NetAugStep, OptimWrapper):
-    __doc__ = f"MMEngine's ``OptimWrapper`` with NetAug's augmented pass.\n\n    {_NetAugStep.__doc__}"
-
-
-class _AmpAnywhere(AmpOptimWrapper):
-    """``AmpOptimWrapper``, which refuses to be built without an accelerator, and bfloat16 on a CPU.
-
-    bfloat16 needs no loss scaling.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any
-    ) -> None:
-        self._on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
-        if not self._on_cpu:
-            super().__init__(*args, optimizer=optimizer, dtype=dtype, **kwargs)
-            return
-        if dtype not in (None, "bfloat16", torch.bfloat16):
-            raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
-        kwargs.pop("loss_scale", None)
-        OptimWrapper.__init__(self, optimizer, *args, **kwargs)
-        self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
-        self.cast_dtype = torch.bfloat16
-
-    @contextlib.contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of a forward pass: mixed precision on the model's own device, be there others or not."""
-        with contextlib.ExitStack() as stack:
-            if self._on_cpu:
-                stack.enter_context(OptimWrapper.optim_context(self, model))
-                stack.enter_context(torch.autocast("cpu", self.cast_dtype))
-            else:
-                stack.enter_context(super().optim_context(model))
-            yield
+class NetAugOptimWrapper(NetAugStep, OptimWrapper):
+    __doc__ = f"MMEngine's ``OptimWrapper`` with NetAug's augmented pass.\n\n    {NetAugStep.__doc__}"
 
 
 @OPTIM_WRAPPERS.register_module()
-class NetAugAmpOptimWrapper(_NetAugStep, _AmpAnywhere):
+class NetAugAmpOptimWrapper(NetAugStep, AmpAnywhere):
     """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
-
-
-def _copied_annotations(value: Any) -> Any:
-    """What the augmented pass is given: images as they are, annotations copied.
-
-    Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
-    """
-    if isinstance(value, dict):  # the branches of a semi-supervised detector
-        return {key: _copied_annotations(item) for key, item in value.items()}
-    if isinstance(value, list | tuple) and any(isinstance(item, BaseDataElement) for item in value):
-        return [_copied(item) for item in value]
-    return _copied(value) if isinstance(value, BaseDataElement) else value
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, BaseDataElement):
-        copied = copy.copy(value)
-        vars(copied).update({name: _copied(item) for name, item in vars(value).items()})
-        return copied
-    if isinstance(value, Tensor | set):
-        return value.clone() if isinstance(value, Tensor) else set(value)
-    return value if isinstance(value, str | int | float | tuple | None) else copy.deepcopy(value)
-
-
-PER_IMAGE = ("inputs", "data_samples")
-"""The arguments of a model's forward that MMEngine's data preprocessors fill with one item an image."""
-
-
-def _first_images(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], share: float
-) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a forward pass cut to the first images of the batch: at least two, which batch norms need.
-
-    Raises:
-        TypeError: If the model is given no batch of images under the name that MMEngine has for it.
-    """
-    names = list(inspect.signature(model.forward).parameters)[: len(args)]
-    positional = dict(zip(names, args, strict=True))
-    images = (positional | kwargs).get("inputs")
-    if not isinstance(images, Tensor | list | tuple):
-        raise TypeError(
-            "share cuts a batch of images, and this model's forward is given no tensor or list of them as inputs: "
-            "set optim_wrapper.share=1"
-        )
-    count = min(len(images), max(2, round(share * len(images))))
-
-    def cut(name: str, value: Any) -> Any:
-        return value[:count] if name in PER_IMAGE and value is not None else value
-
-    return tuple(map(cut, names, args)), {name: cut(name, value) for name, value in kwargs.items()}
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without the wrapper of distributed training."""
-    return model.module if is_model_wrapper(model) else model
-
-
-@contextlib.contextmanager
-def _tiny_statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
-    """The tiny network's running statistics stay as they are; those of additional channels follow the batch.
-
-    Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
-    """
-
-    def block(module: nn.Module, name: str) -> Any:
-        return module.base_block(name) if isinstance(module, Elastic) and name in module.elastic_axes else ...
-
-    kept = [
-        (module, name, block(module, name), buffer[block(module, name)].clone())
-        for module in modules
-        for name, buffer in (module.named_buffers(recurse=False) if module.training else ())
-    ]
-    try:
-        yield
-    finally:
-        for module, name, where, values in kept:  # a norm by hand may have put another tensor there
-            module._buffers[name][where] = values
-
-
-@contextlib.contextmanager
-def _unsynchronised(model: nn.Module) -> Iterator[None]:
-    """A pass whose gradients stay on this rank, and behind which the next one synchronises as if it were the first."""
-    if not hasattr(model, "no_sync"):
-        yield
-        return
-    # DistributedDataParallel broadcasts buffers only in a forward pass behind one that was synchronised.
-    broadcasts = getattr(model, "require_forward_param_sync", None)
-    with model.no_sync():
-        yield
-    if broadcasts is not None:
-        model.require_forward_param_sync = broadcasts
-
-
-def _finite_on_all_ranks(loss: Tensor) -> bool:
-    finite = torch.isfinite(loss.detach()).float()
-    all_reduce(finite, op="min")
-    return bool(finite)
-
-
-def remove_conflict(pairs: Sequence[tuple[Tensor, Tensor]], per_tensor: bool) -> None:
-    """Projects gradients onto the normal plane of others where they point against them, in place (PCGrad).
-
-    Args:
-        pairs: Gradients that stay, and those that are projected, of the same shape each.
-        per_tensor: Whether each pair is looked at by itself, or all pairs as one pair of vectors.
-    """
-    products = torch.stack([torch.sum(base * other) for base, other in pairs])
-    squares = torch.stack([torch.sum(base * base) for base, _ in pairs])
-    if not per_tensor:
-        products, squares = products.sum().expand_as(products), squares.sum().expand_as(squares)
-    tiny = torch.finfo(squares.dtype).tiny
-    factors = products.clamp(max=0) / squares.clamp(min=tiny)
-    for (base, other), factor in zip(pairs, factors, strict=True):
-        other.sub_(factor * base)
-
-
-@contextlib.contextmanager
-def _own_randomness(seed: str, device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside.
-
-    Args:
-        seed: Any text.
-        device: Of the model, whose generator is set beside those of Python, numpy and torch's CPU.
-    """
-    number = random.Random(seed).getrandbits(32)
-    states = random.getstate(), np.random.get_state()
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng(**(dict(devices=[]) if on_cpu else dict(devices=[device], device_type=device.type))):
-        random.seed(number)
-        np.random.seed(number)
-        torch.default_generator.manual_seed(number)
-        if not on_cpu:
-            torch.get_device_module(device).manual_seed(number)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])

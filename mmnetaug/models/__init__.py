@@ -1,4 +1,4 @@
-"""Plain networks and parts of networks: nothing in here knows of NetAug."""
+"""``NetAug``, which makes a model elastic, and the plain networks and parts of networks of the configs."""
 
 from mmdet.models import SSDHead
 
@@ -6,6 +6,7 @@ from .distill import DistilledClassifier
 from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
+from .netaug import NetAug
 from .same_padding import SameConv2d, SamePadding
 from .tinyml import ARCHITECTURES, TinyNet
 from .tinytl import TinyTL
@@ -19,6 +20,7 @@ __all__ = [
     "DropBlock",
     "DropoutClsHead",
     "MobileNetV2",
+    "NetAug",
     "SameConv2d",
     "SamePadding",
     "TinyNet",

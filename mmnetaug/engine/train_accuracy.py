@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
-from ..datasets.wrappers import first_pipeline, with_pipeline
-from ..registry import HOOKS, as_list
+from mmnetaug.config import as_list, first_pipeline, with_pipeline
+from mmnetaug.registry import HOOKS
 
 
 @HOOKS.register_module()

@@ -20,10 +20,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from .checkpoint import pretrained
-from .elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
-from .forward import flatten_tensors, image_channels, tensor_forward
-from .registry import MODELS
+from mmnetaug.checkpoint import pretrained
+from mmnetaug.elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
+from mmnetaug.registry import MODELS
+
+from .tensor_mode import flatten_tensors, image_channels, tensor_forward
 
 Factors = Sequence[float] | Mapping[str, float]
 

@@ -8,26 +8,21 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.runner import Runner
 
-from mmnetaug.checkpoint import CheckpointError, ReadOnce, tensors_only, trusted_load
-from mmnetaug.datasets import DataError, fill_config
-from mmnetaug.elastic import TraceError
-from mmnetaug.files import STORAGE_ERRORS, WriteError, replaced_when_done
+from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load
+from mmnetaug.datasets import fill_config
+from mmnetaug.errors import DataError, UserError
+from mmnetaug.files import STORAGE_ERRORS, replaced_when_done
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 """What Runner.register_default_hooks knows how to leave out."""
-
-
-class UserError(Exception):
-    """Something that the person who typed the command can put right: shown as a message, without a traceback."""
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -59,7 +54,7 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with mmnetaug, without those that others only inherit from: name -> path."""
-    folder = (Path(__file__).parent / ".mim/configs").resolve()
+    folder = (Path(__file__).parents[1] / ".mim/configs").resolve()
     return {path.stem: path for path in sorted(folder.rglob("*.py")) if "_base_" not in str(path.relative_to(folder))}
 
 
@@ -155,30 +150,6 @@ def load_test_config(args: argparse.Namespace, path: str) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build MMEngine's Runner, and with it the model.
-
-    Raises:
-        UserError: The config names something unknown, or gives it arguments that it does not take.
-    """
-    if (cfg.get("default_scope") or "") == "mmpretrain":
-        # mmpretrain's configs leave this to its tools
-        for split in ("train", "val", "test"):
-            if cfg.get(f"{split}_dataloader"):
-                cfg[f"{split}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
-    with reported_as_user_error("this config cannot be set up"):
-        return Runner.from_cfg(cfg)
-
-
-@contextlib.contextmanager
-def reported_as_user_error(what: str) -> Iterator[None]:
-    """Report what builders raise at an unknown type or a wrong argument in a config as a :class:`UserError`."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, TraceError) as error:
-        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
-
-
 def lies_in(path: str, folder: str) -> bool:
     """Whether ``path`` is a file below ``folder``, links followed."""
     return Path(path).is_file() and Path(path).resolve().is_relative_to(Path(folder).resolve())
@@ -207,7 +178,7 @@ def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: 
     try:
         with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
             _run_and_write(tool, args)
-    except (UserError, CheckpointError, DataError, WriteError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -1,8 +1,20 @@
-"""Configs of data sets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+"""Helpers that read configs, of data sets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset`` above all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def as_list(value: Any) -> list:
+    """What a config holds as one or several (an evaluator, say), as a list; of nothing, an empty one."""
+    return list(value) if isinstance(value, list | tuple) else [value] if value else []
+
+
+def type_name(config: Mapping[str, Any]) -> str:
+    """The ``type`` of a config without its scope; types may be given as names or as the classes themselves."""
+    kind = config.get("type", "")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
 def leaves(dataset: dict) -> Iterator[dict]:

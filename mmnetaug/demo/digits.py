@@ -2,7 +2,7 @@
 
 scikit-learn ships 1797 real 8x8 scans of handwritten digits. :func:`generate` enlarges them, puts one to five of them
 at random scales, positions and contrasts on 160x160 scenes and writes those in Pascal VOC layout. The dataset class
-:class:`mmnetaug.datasets.DigitScenes` calls this at first use.
+:class:`mmnetaug.demo.DigitScenes` calls this at first use.
 """
 
 import os

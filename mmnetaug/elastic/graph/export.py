@@ -105,7 +105,7 @@ def export(model: nn.Module, forward: Forward, image: Tensor, boxes: Boxes) -> G
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
             return tuple(forward(self.model, image))
 
-    with evaluating(model), untouched(model), boxed(boxes), torch.no_grad():
+    with evaluating(model), restored_attributes(model), boxed(boxes), torch.no_grad():
         try:
             program = torch.export.export(Call(), (image,), strict=False)
         except Exception as error:
@@ -205,7 +205,7 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def restored_attributes(model: nn.Module) -> Iterator[None]:
     """Gives modules back the attributes that they had before a ``with`` block.
 
     In a forward pass on shapes alone, modules put tensors without values into their caches, and note that they have

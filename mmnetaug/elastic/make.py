@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .dry_run import hold_what_differs
-from .graph import Forward
+from .graph.export import Forward
+from .graph.reader import trace
 from .groups import find_groups
 from .layers import grow
 from .plan import Plan
 from .space import ElasticSpace, fill_new_channels
-from .trace import trace
 
 
 def make_elastic(
@@ -57,9 +57,9 @@ def make_elastic(
         if owners[id(_attribute(model, name))] > 1:
             for layout in dims.values():
                 found.channels.hold(layout, f"{name} is shared between modules")
-    groups, of_run = find_groups(model, found, scope, width, expand, roles or {})
+    groups, group_of_run = find_groups(model, found, scope, width, expand, roles or {})
     space = ElasticSpace(groups)
-    plan = Plan(model, found, of_run)
+    plan = Plan(model, found, group_of_run)
     hold_what_differs(model, forward, image, space, plan)
     while narrow := [group for group in groups if not group.held_reason and len(group.widths) == 1]:
         for group in narrow:  # which may leave those that follow it no other width either

@@ -94,11 +94,11 @@ def reason_of(error: Exception) -> str:
     Call it where the error is caught.
 
     Raises:
-        Exception: The error itself, if code of this folder raised it: a fault of ours is no reason to hold channels.
+        Exception: The error itself, if code of ``mmnetaug/elastic`` raised it: our own faults must not hold channels.
     """
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
     files = [Path(code.co_filename) for code in codes if code.co_name != "__torch_dispatch__"]  # which looks on
-    ours = [number for number, file in enumerate(files) if file.parent == Path(__file__).parent]
+    ours = [number for number, file in enumerate(files) if file.is_relative_to(_ELASTIC)]
     if ours:
         behind = files[ours[-1] + 1 :]  # torch's own files, or the network's: a module is called by torch's module.py
         if all(file.is_relative_to(_TORCH) and file != _MODULE for file in behind):
@@ -106,6 +106,7 @@ def reason_of(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+_ELASTIC = Path(__file__).parents[1]
 _TORCH, _MODULE = Path(torch.__file__).parent, Path(nn.modules.module.__file__)
 
 

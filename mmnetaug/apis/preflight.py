@@ -8,34 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_shape
 from mmnetaug.checkpoint import ReadOnce, is_local, pretrained
-from mmnetaug.cli import UserError, reported_as_user_error
+from mmnetaug.config import type_name
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
+from mmnetaug.errors import UserError
 from mmnetaug.models import DistilledClassifier
-from mmnetaug.registry import type_name
-from mmnetaug.terminal import few
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config as MMEngine's Runner does, on the CPU, its weights not yet initialised.
-
-    Raises:
-        UserError: The config names something unknown, or gives it arguments that it does not take.
-    """
-    init_default_scope(cfg.get("default_scope") or "mmengine")
-    if not cfg.get("model"):
-        raise UserError("this config has no model")
-    model = dict(cfg.model)
-    if cfg.get("data_preprocessor"):
-        model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    with reported_as_user_error("the model of this config cannot be built"):
-        return MODELS.build(model)
-
+from mmnetaug.terminal import abbreviate
 
 # --- what the network is ----------------------------------------------------------------------------------------------
 
@@ -108,7 +91,7 @@ class NetworkReport:
             lines.append(f"  {role:<8} {len(of_role):>6}  {base:>12}  {largest:>14}")
         for reason in dict.fromkeys(group.held_reason for group in held):
             names = [group.name for group in held if group.held_reason == reason]
-            lines.append(f"  at base  {len(names):>6}  {reason}: {few(names, 3)}")
+            lines.append(f"  at base  {len(names):>6}  {reason}: {abbreviate(names, 3)}")
         return lines
 
 
@@ -204,8 +187,8 @@ def check_weights(
         raise UserError(_misfit(model, given, own, prefix, source, faults, complete))
     anew["--allow-partial"] = [name for name in absent + reshaped if name not in expected]
     anew["absent from it"] = list(dict.fromkeys(name.partition(".")[0] for name in anew.get("absent from it", ())))
-    notes = [f"{few(names, 3)} start anew ({why})" for why, names in anew.items() if names]
-    notes += [f"{few(left_out, 3)} of it left out"] if left_out else []
+    notes = [f"{abbreviate(names, 3)} start anew ({why})" for why, names in anew.items() if names]
+    notes += [f"{abbreviate(left_out, 3)} of it left out"] if left_out else []
     return "; ".join([f"weights: from {source}", *notes])
 
 
@@ -219,8 +202,8 @@ def check_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], source:
     trained = list((meta.get("dataset_meta") or {}).get("classes") or ())
     if trained and classes and trained != list(classes):
         raise UserError(
-            f"{source} was trained on other classes, or in another order: {few(trained, 20)}; the data have "
-            f"{few(classes, 20)}. Set metainfo=dict(classes=...) of the data set to the former."
+            f"{source} was trained on other classes, or in another order: {abbreviate(trained, 20)}; the data have "
+            f"{abbreviate(classes, 20)}. Set metainfo=dict(classes=...) of the data set to the former."
         )
 
 
@@ -304,7 +287,7 @@ def _misfit(
     for what, names in faults.items():
         name = names[0]
         shapes = f"{name}: {_shape(given[name])} instead of {_shape(own[name])}" if what.endswith("shape") else ""
-        parts.append(f"{len(names)} {what} ({shapes or few(names, 3)})")
+        parts.append(f"{len(names)} {what} ({shapes or abbreviate(names, 3)})")
     message = f"{source} is a checkpoint of another network: of the {len(own)} tensors of this one, {', '.join(parts)}."
     absent, reshaped = (faults.get(what, ()) for what in ("are absent", "have another shape"))
     if not prefix and any(f"backbone.{name}" in given for name in absent):

@@ -1,0 +1,151 @@
+"""Sets and finds the size of the images that a config hands to its network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from torch import nn
+from torch.nn.functional import pad
+
+from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
+from mmnetaug.config import type_name
+from mmnetaug.errors import UserError
+
+from .build import reported_as_user_error
+
+
+def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "test")) -> None:
+    """Have the pipelines of a config hand ``size`` × ``size`` images to the network.
+
+    Whatever sets a size is scaled: a crop of 224 behind an edge of 256 becomes 112 behind 128. Where a batch
+    augmentation draws the size to train at, it and the images it is given are scaled as those of the test are.
+
+    Args:
+        cfg: A whole config, changed in place.
+        size: Height and width in pixels.
+        splits: Which pipelines to change.
+
+    Raises:
+        UserError: The network's input would be padded to another size, or no transform sets a size.
+    """
+    model = cfg.model
+    while "data_preprocessor" not in model and isinstance(model.get("model"), dict):  # NetAug and the like
+        model = model["model"]
+    preprocessor = {**(cfg.get("data_preprocessor") or {}), **(model.get("data_preprocessor") or {})}
+    divisor = preprocessor.get("pad_size_divisor", 1)
+    if size < 1 or size % divisor:
+        raise UserError(
+            f"input size {size} is not a multiple of {divisor}, to which this network's data preprocessor pads: "
+            f"take {max(size // divisor, 1) * divisor} or {(size // divisor + 1) * divisor}"
+        )
+    drawn = [augment for augment in preprocessor.get("batch_augments") or [] if "random_size_range" in augment]
+    tested = _transforms_with_size(cfg, "test")
+    tested_at = min(_edges(*tested[-1])) if tested else None
+    for split in splits:
+        if not cfg.get(f"{split}_dataloader"):
+            continue
+        found = _transforms_with_size(cfg, split)
+        if not found:
+            raise UserError(f"no transform of the {split} pipeline sets a size, so it cannot be changed")
+        for pipeline in _pipelines(cfg[f"{split}_dataloader"].dataset):
+            _refuse_other_sizes(pipeline)
+            if split != "train":
+                _keep_original_boxes(pipeline)
+        multi_scale = split == "train" and drawn
+        ratio = size / (tested_at if multi_scale and tested_at else min(_edges(*found[-1])))
+        for transform, key in found:
+            scaled = tuple(round(edge * ratio) for edge in _edges(transform, key))
+            if isinstance(transform[key], int):
+                transform[key] = scaled[0]
+            else:
+                transform[key] = scaled if multi_scale else (size, size)
+        for augment in drawn if multi_scale else ():
+            step = augment.get("size_divisor", 32)  # mmdet's default
+            augment["random_size_range"] = tuple(
+                max(round(edge * ratio / step), 1) * step for edge in augment["random_size_range"]
+            )
+
+
+def _keep_original_boxes(pipeline: list[dict]) -> None:
+    """Load annotations last: predictions are compared with them in the coordinates of the original image."""
+    [packing] = pipeline[-1:]
+    loading = [step for step in pipeline if type_name(step) == "LoadAnnotations"]
+    pipeline[:] = [step for step in pipeline[:-1] if step not in loading] + loading + [packing]
+
+
+def _pipelines(dataset: dict) -> Iterator[list[dict]]:
+    if dataset.get("pipeline"):
+        yield dataset["pipeline"]
+    for inner in [dataset.get("dataset"), *(dataset.get("datasets") or [])]:
+        if inner:
+            yield from _pipelines(inner)
+
+
+def _refuse_other_sizes(pipeline: list[dict]) -> None:
+    for transform in reversed(pipeline):
+        kind = type_name(transform)
+        if kind in SIZE_ARGUMENTS and kind != "Pad":  # whatever came before, this is the size
+            return
+        if kind not in SIZE_ARGUMENTS and any(transform.get(key) for key in ("scale", "img_scale", "crop_size")):
+            raise UserError(f"{kind} of the pipeline sets a size too, which cannot be changed: set it in the config")
+
+
+def _sized(pipeline: list[dict]) -> Iterator[tuple[dict, str]]:
+    for transform in pipeline:
+        key = SIZE_ARGUMENTS.get(type_name(transform))
+        if key and transform.get(key) is not None:
+            yield transform, key
+
+
+def _transforms_with_size(cfg: Config, split: str) -> list[tuple[dict, str]]:
+    loader = cfg.get(f"{split}_dataloader")
+    return [item for pipeline in _pipelines(loader.dataset) for item in _sized(pipeline)] if loader else []
+
+
+def _edges(transform: dict, key: str) -> tuple[int, ...]:
+    value = transform[key]
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
+    """Shape ``(1, C, H, W)`` of the network's input: the test pipeline's, or where that sets no size, as for CIFAR-10,
+    the first test image's.
+
+    Raises:
+        UserError: Neither is to be had.
+    """
+    size = None
+    with reported_as_user_error("the size of the input is unknown"):
+        if not _transforms_with_size(cfg, "test"):
+            init_default_scope(cfg.get("default_scope") or "mmengine")
+            size = tuple(DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))[0]["inputs"].shape[-2:])
+        return find_input_shape(cfg, model, size)
+
+
+def fix_input(model: nn.Module, size: tuple[int, int]) -> None:
+    """Have a model's data preprocessor pad every batch to one size, as a device with a fixed input does.
+
+    Pipelines that keep the aspect ratio give batches of several shapes otherwise.
+
+    Args:
+        model: A detector or classifier, changed in place.
+        size: ``(H, W)``; zeros, the mean of the images, go below and to the right.
+    """
+
+    def pad_batch(module: nn.Module, args: tuple, data: dict) -> dict:
+        height, width = data["inputs"].shape[-2:]
+        if height > size[0] or width > size[1]:
+            raise UserError(
+                f"the pipeline gives images of {height}x{width}, larger than the input, {size[0]}x{size[1]}: "
+                "--size N fits all of them into a square"
+            )
+        data["inputs"] = pad(data["inputs"], (0, size[1] - width, 0, size[0] - height))
+        for sample in data.get("data_samples") or []:
+            if "batch_input_shape" in sample:
+                sample.set_metainfo(dict(batch_input_shape=tuple(size)))
+        return data
+
+    model.data_preprocessor.register_forward_hook(pad_batch)

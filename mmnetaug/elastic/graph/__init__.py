@@ -1,0 +1,1 @@
+"""Reads the channel structure of a plain network: its exported graph, one rule per operator."""

@@ -1,0 +1,43 @@
+"""MMEngine's optimizer wrapper for mixed precision, on CPUs too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+
+
+class AmpAnywhere(AmpOptimWrapper):
+    """``AmpOptimWrapper``, which refuses to be built without an accelerator, and bfloat16 on a CPU.
+
+    bfloat16 needs no loss scaling.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        self._on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+        if not self._on_cpu:
+            super().__init__(*args, optimizer=optimizer, dtype=dtype, **kwargs)
+            return
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
+        kwargs.pop("loss_scale", None)
+        OptimWrapper.__init__(self, optimizer, *args, **kwargs)
+        self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
+        self.cast_dtype = torch.bfloat16
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of a forward pass: mixed precision on the model's own device, be there others or not."""
+        with contextlib.ExitStack() as stack:
+            if self._on_cpu:
+                stack.enter_context(OptimWrapper.optim_context(self, model))
+                stack.enter_context(torch.autocast("cpu", self.cast_dtype))
+            else:
+                stack.enter_context(super().optim_context(model))
+            yield

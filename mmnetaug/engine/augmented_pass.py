@@ -1,0 +1,138 @@
+"""Keeps the augmented pass from leaving a trace: on annotations, running statistics, random states and DDP."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce
+from mmengine.model import is_model_wrapper
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmnetaug.elastic import Elastic
+
+
+def copied_annotations(value: Any) -> Any:
+    """What the augmented pass is given: images as they are, annotations copied.
+
+    Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
+    """
+    if isinstance(value, dict):  # the branches of a semi-supervised detector
+        return {key: copied_annotations(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseDataElement) for item in value):
+        return [_copied(item) for item in value]
+    return _copied(value) if isinstance(value, BaseDataElement) else value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, BaseDataElement):
+        copied = copy.copy(value)
+        vars(copied).update({name: _copied(item) for name, item in vars(value).items()})
+        return copied
+    if isinstance(value, Tensor | set):
+        return value.clone() if isinstance(value, Tensor) else set(value)
+    return value if isinstance(value, str | int | float | tuple | None) else copy.deepcopy(value)
+
+
+PER_IMAGE = ("inputs", "data_samples")
+"""The arguments of a model's forward that MMEngine's data preprocessors fill with one item an image."""
+
+
+def first_images(model: nn.Module, args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a forward pass cut to the first images of the batch: at least two, which batch norms need.
+
+    Raises:
+        TypeError: If the model is given no batch of images under the name that MMEngine has for it.
+    """
+    names = list(inspect.signature(model.forward).parameters)[: len(args)]
+    positional = dict(zip(names, args, strict=True))
+    images = (positional | kwargs).get("inputs")
+    if not isinstance(images, Tensor | list | tuple):
+        raise TypeError(
+            "share cuts a batch of images, and this model's forward is given no tensor or list of them as inputs: "
+            "set optim_wrapper.share=1"
+        )
+    count = min(len(images), max(2, round(share * len(images))))
+
+    def cut(name: str, value: Any) -> Any:
+        return value[:count] if name in PER_IMAGE and value is not None else value
+
+    return tuple(map(cut, names, args)), {name: cut(name, value) for name, value in kwargs.items()}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without the wrapper of distributed training."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextlib.contextmanager
+def tiny_statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
+    """The tiny network's running statistics stay as they are; those of additional channels follow the batch.
+
+    Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
+    """
+
+    def block(module: nn.Module, name: str) -> Any:
+        return module.base_block(name) if isinstance(module, Elastic) and name in module.elastic_axes else ...
+
+    kept = [
+        (module, name, block(module, name), buffer[block(module, name)].clone())
+        for module in modules
+        for name, buffer in (module.named_buffers(recurse=False) if module.training else ())
+    ]
+    try:
+        yield
+    finally:
+        for module, name, where, values in kept:  # a norm by hand may have put another tensor there
+            module._buffers[name][where] = values
+
+
+@contextlib.contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """A pass whose gradients stay on this rank, and behind which the next one synchronises as if it were the first."""
+    if not hasattr(model, "no_sync"):
+        yield
+        return
+    # DistributedDataParallel broadcasts buffers only in a forward pass behind one that was synchronised.
+    broadcasts = getattr(model, "require_forward_param_sync", None)
+    with model.no_sync():
+        yield
+    if broadcasts is not None:
+        model.require_forward_param_sync = broadcasts
+
+
+def finite_on_all_ranks(loss: Tensor) -> bool:
+    finite = torch.isfinite(loss.detach()).float()
+    all_reduce(finite, op="min")
+    return bool(finite)
+
+
+@contextlib.contextmanager
+def own_randomness(seed: str, device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside.
+
+    Args:
+        seed: Any text.
+        device: Of the model, whose generator is set beside those of Python, numpy and torch's CPU.
+    """
+    number = random.Random(seed).getrandbits(32)
+    states = random.getstate(), np.random.get_state()
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng(**(dict(devices=[]) if on_cpu else dict(devices=[device], device_type=device.type))):
+        random.seed(number)
+        np.random.seed(number)
+        torch.default_generator.manual_seed(number)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
