@@ -19,7 +19,7 @@ from mmnetaug.apis.evaluation import without_netaug
 from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.errors import CheckpointError, UserError
 from mmnetaug.files import replaced_when_done
-from mmnetaug.foreign import convert_classifier
+from mmnetaug.models.convert_weights import convert_classifier
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,8 @@ from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 from torch import Tensor, nn
 
 from mmnetaug.errors import CheckpointError
-from mmnetaug.models.tinyml import InvertedBottleneck
+
+from .tinyml import InvertedBottleneck
 
 # The submodules of one module in the order of the forward pass; the first row that names all of them counts.
 _FORWARD_ORDER = (
