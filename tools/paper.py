@@ -1,4 +1,4 @@
-"""Print what the paper's networks cost; write docs/paper.md, the paper's rows and their configs, and metafile.yml."""
+"""Print the cost of the paper's networks; write docs/paper.md, the paper's rows and configs, from the metafile."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from mmengine.config import Config
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
@@ -18,20 +19,29 @@ from mmnetaug.analysis.cost import count_cost
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.cli import run_tool
 from mmnetaug.files import replaced_when_done
-from mmnetaug.paper import NETWORKS, ROWS, Row
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/paper.md"
 METAFILE = REPO / "configs/metafile.yml"
 MEASURED = REPO / "docs/measured.json"
+METRICS = {"Top 1 Accuracy": "top-1", "AP50": "AP50"}
+RECIPE = {
+    "epochs": "Epochs",
+    "batch": "Batch Size",
+    "gpus": "GPUs",
+    "lr": "Learning Rate",
+    "weight_decay": "Weight Decay",
+    "size": "Input Size",
+    "dropout": "Dropout",
+}
 
 INTRODUCTION = """# The paper's rows, and the configs that run them
 
-Written by `python tools/paper.py --write` from `mmnetaug/paper.py`; every row's config is tested against that table.
-The column *paper* holds the numbers printed in [Cai et al., 2022](https://arxiv.org/abs/2110.08890), a dash where a
-number is only drawn in a figure or not given. **None of these rows has been trained here**: they need ImageNet or COCO
-and many GPUs (the paper trained MobileNetV2-Tiny for 210 GPU hours, 245 with NetAug). What was measured here is in the
-last section.
+Written by `python tools/paper.py --write` from [configs/metafile.yml](../configs/metafile.yml); every row's config is
+tested against it. The column *paper* holds the numbers printed in
+[Cai et al., 2022](https://arxiv.org/abs/2110.08890), a dash where a number is only drawn in a figure or not given.
+**None of these rows has been trained here**: they need ImageNet or COCO and many GPUs (the paper trained
+MobileNetV2-Tiny for 210 GPU hours, 245 with NetAug). What was measured here is in the last section.
 
 A row is run with
 
@@ -51,10 +61,132 @@ What the configs take from the paper, what from the authors' code, and what neit
 """
 
 
+class Network(NamedTuple):
+    """A network of the paper's table 1.
+
+    Attributes:
+        label: Its name in the paper.
+        size: Side of its ImageNet images in pixels.
+        params: Parameters of the classifier.
+        macs: Multiply-accumulates at that size.
+        paper: The two as the paper prints them.
+        width: NetAug's width factors.
+        expand: NetAug's expand factors.
+        published: Whether the authors published the factors.
+    """
+
+    label: str
+    size: int
+    params: int
+    macs: int
+    paper: str
+    width: tuple[float, ...]
+    expand: tuple[float, ...]
+    published: bool
+
+
+class Recipe(NamedTuple):
+    """How a row is trained.
+
+    Attributes:
+        epochs: All of them, warm-up included.
+        batch: Images per step, of all GPUs.
+        gpus: Number of GPUs that this takes with the config's images per GPU.
+        lr: Learning rate at that batch, after warm-up.
+        weight_decay: Of weights; classifiers have none on norms and biases.
+        size: Side of the test images in pixels.
+        dropout: Of the head, in fine-tuning.
+    """
+
+    epochs: int
+    batch: int
+    gpus: int
+    lr: float
+    weight_decay: float
+    size: int
+    dropout: float | None
+
+
+class Row(NamedTuple):
+    """One number of the paper.
+
+    Attributes:
+        table: Table or figure.
+        network: Key of ``NETWORKS``.
+        method: The subject of the row.
+        data: Data set.
+        metric: Of the number.
+        paper: The number; None where it is only drawn in a figure.
+        config: File below ``configs/``.
+        recipe: How the config, with the options, trains.
+        options: Values for ``--cfg-options``.
+        start: Pre-training that the row starts from: the method of another row, of the same network on ImageNet.
+    """
+
+    table: str
+    network: str
+    method: str
+    data: str
+    metric: str
+    paper: float | None
+    config: str
+    recipe: Recipe
+    options: tuple[str, ...]
+    start: str
+
+    @property
+    def netaug(self) -> bool:
+        """Whether the training itself has augmented passes."""
+        return self.method.startswith("NetAug")
+
+
+def read_metafile(path: Path) -> tuple[dict[str, Network], list[Row]]:
+    """The networks, by the names of their configs, and the rows of the paper."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    models = {model["Name"]: model for model in content["Models"]}
+    networks, names = {}, {}
+    for one in content["Collections"]:
+        if "Classifier" in one:
+            metadata, factors = models[one["Classifier"]]["Metadata"], one["NetAug"]
+            names[one["Name"]] = one["Classifier"].removesuffix("_in1k")
+            networks[names[one["Name"]]] = Network(
+                label=one["Name"],
+                size=metadata["Input Size"],
+                params=metadata["Parameters"],
+                macs=metadata["FLOPs"],
+                paper=one["Printed"],
+                width=tuple(factors["width"]),
+                expand=tuple(factors["expand"]),
+                published=factors["published"],
+            )
+    rows = []
+    for model, row in [(one, row) for one in models.values() for row in one.get("Published", ())]:
+        trained = model["Metadata"] | row.get("Metadata", {})
+        [(metric, number)] = row["Metrics"].items()
+        rows.append(
+            Row(
+                table=row["Table"],
+                network=names[model["In Collection"]],
+                method=row["Method"],
+                data=row["Dataset"],
+                metric=METRICS[metric],
+                paper=number,
+                config=model["Config"].removeprefix("configs/"),
+                recipe=Recipe(**{name: trained.get(key) for name, key in RECIPE.items()}),
+                options=tuple(row.get("Options", ())),
+                start=row.get("From", ""),
+            )
+        )
+    return networks, rows
+
+
+NETWORKS, ROWS = read_metafile(METAFILE)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write docs/paper.md and configs/metafile.yml")
+    parser.add_argument("--write", action="store_true", help="write docs/paper.md")
     parser.add_argument(
         "--json", metavar="PATH", help="also write the networks' cost there; - is standard output, alone"
     )
@@ -66,10 +198,9 @@ def paper(args: argparse.Namespace) -> list[dict[str, Any]]:
     figures = count_networks()
     print("\n".join(_network_table(figures)))
     if args.write:
-        for path, text in ((PAGE, render(figures)), (METAFILE, metafile(figures))):
-            with replaced_when_done(path) as temporary:
-                temporary.write_text(text)
-            print(f"written: {path}")
+        with replaced_when_done(PAGE) as temporary:
+            temporary.write_text(render(figures))
+        print(f"written: {PAGE}")
     return figures
 
 
@@ -93,33 +224,6 @@ def render(figures: list[dict[str, Any]]) -> str:
     for table, rows in itertools.groupby(sorted(ROWS, key=_order), key=lambda row: row.table):
         lines += [f"## {table[0].upper()}{table[1:]}", "", *_row_table(list(rows)), ""]
     return "\n".join([*lines, *_measured()])
-
-
-def metafile(figures: list[dict[str, Any]]) -> str:
-    """What OpenMMLab's ``mim`` reads: every config that is to be run, by name. No weights are published.
-
-    Args:
-        figures: Of ``count_networks``.
-    """
-    costs = {one["network"]: one for one in figures}
-    networks = {row.config: row.network for row in ROWS if row.data == "ImageNet"}
-    lines = [
-        "# Written by tools/paper.py.",
-        "Collections:",
-        "- Name: NetAug",
-        "  Paper:",
-        "    Title: Network Augmentation for Tiny Deep Learning",
-        "    URL: https://arxiv.org/abs/2110.08890",
-        "  README: docs/paper.md",
-        "Models:",
-    ]
-    for path in sorted((REPO / "configs").rglob("*.py")):
-        config = str(path.relative_to(REPO / "configs"))
-        if "_base_" not in config and not config.startswith("study/"):  # the study's need benchmarks/
-            lines += [f"- Name: {path.stem}", "  In Collection: NetAug", f"  Config: configs/{config}"]
-            if cost := costs.get(networks.get(config, "")):
-                lines += ["  Metadata:", f"    Parameters: {cost['params']}", f"    FLOPs: {cost['macs']}"]
-    return "\n".join(lines) + "\n"
 
 
 def _order(row: Row) -> tuple[bool, str]:
