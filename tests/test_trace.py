@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmnetaug.elastic import TraceError, base_state_dict, make_elastic, plan
+from mmnetaug.elastic import TraceError, base_state_dict, make_elastic, plan, tiny_statistics_kept
 from mmnetaug.elastic.graph import black_box
-from mmnetaug.engine.augmented_pass import tiny_statistics_kept
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, **kwargs) -> nn.Conv2d:

@@ -1,22 +1,28 @@
 """Width-elastic networks: one network that holds a tiny network and all its augmented ones. Knows torch only."""
 
 from .graph.export import TraceError, evaluating
+from .graph.rules import register_rule
+from .graph.structure import NotUnderstood, Value
 from .groups import ChannelGroup
 from .layers import Elastic
 from .make import make_elastic
 from .sort import sort_hidden_channels
-from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_storage
+from .space import ElasticSpace, base_state_dict, fill_new_channels, find_spaces, tiny_statistics_kept, tiny_storage
 
 __all__ = [
     "ChannelGroup",
     "Elastic",
     "ElasticSpace",
+    "NotUnderstood",
     "TraceError",
+    "Value",
     "base_state_dict",
     "evaluating",
     "fill_new_channels",
     "find_spaces",
     "make_elastic",
+    "register_rule",
     "sort_hidden_channels",
+    "tiny_statistics_kept",
     "tiny_storage",
 ]

@@ -49,6 +49,10 @@ class ChannelGroup:
     def __post_init__(self) -> None:
         self.width = self.base_width
 
+    def __str__(self) -> str:
+        widths = f"held at {self.base_width}: {self.held_reason}" if self.held_reason else self.widths
+        return f"{self.name}: {self.role}, {widths}"
+
     def round(self, factor: float) -> int:
         """The width at a factor, in whole channels; a held one may not divide into groups of ``step``."""
         return self.base_width if factor == 1 else self.step * max(1, round(self.base_width * factor / self.step))

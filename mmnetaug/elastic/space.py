@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class ElasticSpace:
     def __init__(self, groups: list[ChannelGroup]) -> None:
         self.groups = groups
         self.driven = False
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.groups))
 
     def base(self) -> list[int]:
         """Widths of the tiny network, one per group."""
@@ -154,3 +158,28 @@ def fill_new_channels(model: nn.Module, preserving: bool = True) -> None:
         for layer in model.modules():
             for name in layer.elastic_axes if isinstance(layer, Elastic) else ():
                 layer.fill_new(name, layer.stored(name), generator, preserving)
+
+
+@contextlib.contextmanager
+def tiny_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keeps the tiny network's running statistics through an augmented pass; those of additional channels follow it.
+
+    Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
+
+    Args:
+        modules: Those of the model, or those of them that have buffers.
+    """
+
+    def block(module: nn.Module, name: str) -> Any:
+        return module.base_block(name) if isinstance(module, Elastic) and name in module.elastic_axes else ...
+
+    kept = [
+        (module, name, block(module, name), buffer[block(module, name)].clone())
+        for module in modules
+        for name, buffer in (module.named_buffers(recurse=False) if module.training else ())
+    ]
+    try:
+        yield
+    finally:
+        for module, name, where, values in kept:  # a norm by hand may have put another tensor there
+            module._buffers[name][where] = values

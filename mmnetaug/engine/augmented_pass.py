@@ -16,8 +16,6 @@ from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from mmnetaug.elastic import Elastic
-
 
 def copied_annotations(value: Any) -> Any:
     """What the augmented pass is given: images as they are, annotations copied.
@@ -70,28 +68,6 @@ def first_images(model: nn.Module, args: tuple, kwargs: dict[str, Any], share: f
 def unwrapped(model: nn.Module) -> nn.Module:
     """A model without the wrapper of distributed training."""
     return model.module if is_model_wrapper(model) else model
-
-
-@contextlib.contextmanager
-def tiny_statistics_kept(modules: list[nn.Module]) -> Iterator[None]:
-    """The tiny network's running statistics stay as they are; those of additional channels follow the batch.
-
-    Sorting may bring an additional channel into the tiny network, which then evaluates with its statistics.
-    """
-
-    def block(module: nn.Module, name: str) -> Any:
-        return module.base_block(name) if isinstance(module, Elastic) and name in module.elastic_axes else ...
-
-    kept = [
-        (module, name, block(module, name), buffer[block(module, name)].clone())
-        for module in modules
-        for name, buffer in (module.named_buffers(recurse=False) if module.training else ())
-    ]
-    try:
-        yield
-    finally:
-        for module, name, where, values in kept:  # a norm by hand may have put another tensor there
-            module._buffers[name][where] = values
 
 
 @contextlib.contextmanager

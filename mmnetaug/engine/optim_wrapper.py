@@ -27,7 +27,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmnetaug.elastic import ElasticSpace, find_spaces
+from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_statistics_kept
 from mmnetaug.registry import OPTIM_WRAPPERS
 
 from .amp import AmpAnywhere
@@ -36,7 +36,6 @@ from .augmented_pass import (
     finite_on_all_ranks,
     first_images,
     own_randomness,
-    tiny_statistics_kept,
     unsynchronised,
     unwrapped,
 )
