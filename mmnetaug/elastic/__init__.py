@@ -1,4 +1,4 @@
-"""Width-elastic networks: one network that holds a tiny network and all its augmented ones. Knows torch only."""
+"""Width-elastic networks: a tiny network and its augmented networks in one module. Depends on torch alone."""
 
 from .graph.export import TraceError, evaluating
 from .graph.rules import register_rule

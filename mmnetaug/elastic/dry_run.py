@@ -1,9 +1,9 @@
-"""Tries wider networks before anything is widened, and holds the channels with which they are no wider tiny network.
+"""Runs wider networks before anything is widened, and holds channels with which they compute something else.
 
-The graph of the tiny network does not show everything. A forward pass may write channel numbers down
-(``x.split((32, 32))``), compute with them (``x / x.shape[1]``), branch on them, or differ in training. So wider
-networks are run in training, on shapes alone, and exported in evaluation. They must be the same operators on the same
-tensors with the same arguments, and every shape must be the one that the trace expects.
+The graph of the tiny network does not show everything. A forward pass may contain literal channel numbers
+(``x.split((32, 32))``), compute with them (``x / x.shape[1]``), branch on them, or differ in training. Wider networks
+are therefore run in training mode on fake tensors, and exported in evaluation mode. They must call the same operators
+on the same tensors with the same arguments, and every shape must be the one that the trace predicts.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Widths = dict[ChannelGroup, int]
 """Widths of the groups that are wider than in the tiny network."""
 
 Check = Callable[[Widths], tuple[str, set[ChannelGroup]] | None]
-"""What is wrong at some widths, and the groups to blame where they are known; None if nothing is."""
+"""Returns the reason of a difference and the groups that cause it, if known; None without a difference."""
 
 EXPORTS = 2
-"""At so many widths the graphs are compared, which takes longest: the largest and one mixed sample."""
+"""Number of widths at which graphs are compared, the slowest part: the largest ones and one mixed sample."""
 
 
 def hold_what_differs(model: nn.Module, forward: Forward, image: Tensor, space: ElasticSpace, plan: Plan) -> None:
-    """Holds groups at base width until all wider networks that are tried agree with the trace."""
+    """Holds groups at base width until all wider networks that are run agree with the trace."""
     runs, held = _Runs(model, forward, image, space, plan), True
     while held:
         samples = list(_samples(space))
@@ -49,9 +49,9 @@ def hold_what_differs(model: nn.Module, forward: Forward, image: Tensor, space: 
 
 
 def _samples(space: ElasticSpace) -> Iterator[Widths]:
-    """The largest widths, then mixed ones: until any two groups equally wide at base have differed in one of them.
+    """The largest widths, then mixed ones until any two groups of equal base width have differed in one of them.
 
-    So parts that must be equally wide and are not show, whatever divides the channels.
+    This reveals parts that must be equally wide and are not.
     """
     free = [group for group in space.groups if len(group.widths) > 1]
     if not free:
@@ -79,13 +79,13 @@ class _Runs:
         try:
             self.training = True
             self.expected = self.run({})
-        except Exception as error:  # code that needs values in training is looked at in evaluation, where it ran before
+        except Exception as error:  # training mode needs values: use evaluation mode, in which the network was traced
             reason_of(error)
             self.training = False
             self.expected = self.run({})
 
     def hold_what_differs(self, check: Check, widths: Widths) -> bool:
-        """Holds the groups to blame where the network differs at some widths from what the trace expects."""
+        """Holds the groups with which the network differs from the trace; returns whether there are any."""
         if (found := check(widths)) is None:
             return False
         reason, groups = found
@@ -93,13 +93,13 @@ class _Runs:
             group.held_reason = reason
         if not groups:
             self.hold_within(check, widths)
-        if not any(group.held_reason for group in widths):  # they differ together, and none of them alone
+        if not any(group.held_reason for group in widths):  # they differ in combination only
             for group in widths:
                 group.held_reason = reason
         return True
 
     def hold_within(self, check: Check, widths: Widths) -> None:
-        """Finds the groups that differ by halving."""
+        """Finds the groups that cause a difference by bisection."""
         if (found := check(widths)) is None:
             return
         if len(widths) == 1:
@@ -110,9 +110,9 @@ class _Runs:
         self.hold_within(check, dict(items[len(items) // 2 :]))
 
     def run(self, widths: Widths) -> list[tuple]:
-        """Runs a wider network on shapes alone; the operators and those of their arguments that depend on no width."""
+        """Runs a wider network on fake tensors; returns its operators and their arguments independent of widths."""
         states = random.getstate(), np.random.get_state()
-        random.seed(0), np.random.seed(0)  # code may leave out blocks at random
+        random.seed(0), np.random.seed(0)  # networks may skip blocks at random
         try:
             with (
                 self.space.at([widths.get(group, group.base_width) for group in self.space.groups]),
@@ -129,7 +129,7 @@ class _Runs:
         return operators.ran
 
     def run_difference(self, widths: Widths) -> tuple[str, set[ChannelGroup]] | None:
-        """What is wrong where the network runs on shapes alone, and no groups; None if nothing is."""
+        """Compares the operators of a wider network on fake tensors; the groups that cause a difference are unknown."""
         try:
             ran = self.run(widths)
         except Exception as error:
@@ -140,7 +140,7 @@ class _Runs:
         return None
 
     def graph_difference(self, widths: Widths) -> tuple[str, set[ChannelGroup]] | None:
-        """What is wrong in the graph of a wider network, and the groups to blame where they are known."""
+        """Compares the graph of a wider network with the trace."""
         found = self.plan.found
         with self.space.at([widths.get(group, group.base_width) for group in self.space.groups]):
             try:
@@ -169,22 +169,22 @@ class _Runs:
         return None
 
     def groups(self, values: Iterable[Value]) -> set[ChannelGroup]:
-        """The groups along any dimension."""
+        """The groups along any dimension of the values."""
         return {group for value in values for layout in value.dims.values() for group in self.plan.runs(layout)}
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape that the trace expects at the widths in use."""
+        """The shape that the trace predicts at the current widths."""
         return tuple(
             sum(group.width for group in self.plan.runs(value.dims[dim])) if dim in value.dims else size
             for dim, size in enumerate(value.shape)
         )
 
     def other_argument(self, number: int, ours: Step, theirs: Step) -> str | None:
-        """Name of the first argument that is not what the trace expects; None if all are."""
+        """Name of the first argument that differs from the trace's prediction, or None."""
         counts, got = self.plan.found.count_arguments[number], theirs.arguments
         for name, value in ours.arguments.items():
             wide = got.pop(name, None)
-            if name in counts:  # all its numbers, or the first of a list
+            if name in counts:  # the number, or the first numbers of a list
                 expected = [count_at_width(Axis(0, self.plan.runs(layout)), base) for layout, base in counts[name]]
                 value = [*expected, *value[len(expected) :]] if isinstance(value, list) else expected[0]
             if wide != value and not (name in _SIZES and _is_size(value, ours) and _is_size(wide, theirs)):
@@ -196,7 +196,7 @@ _SIZES = ("size", "sizes", "shape")
 
 
 def _is_size(value: Any, step: Step) -> bool:
-    """Whether an argument is part of the shape of the operator's result (which is looked at), as of ``view``."""
+    """Whether an argument is part of the shape of the result, as of ``view``; shapes are compared separately."""
     if not isinstance(value, list) or not isinstance(step.results, Ref):
         return False
     shape = step.results.shape
@@ -205,7 +205,7 @@ def _is_size(value: Any, step: Step) -> bool:
 
 
 class _Operators(TorchDispatchMode):
-    """Notes which operators run, their numbers (but for integers, which may count channels) and types of results."""
+    """Records operators, their numeric arguments (except integers that may count channels) and types of results."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,17 +24,17 @@ FACTORS_OF_BASE = (1.0,)
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """Channels that share one width.
+    """Channels that share a width.
 
     Attributes:
-        name: Module that first makes the channels.
-        role: What decides the width.
+        name: Name of the first module that outputs the channels.
+        role: Which factors determine the width.
         base_width: Width in the tiny network.
         step: Widths are multiples of this (group size of a grouped operation, otherwise 1 as in the authors' code).
-        factors: The group's own factors, the first of which is 1.
-        follows: The group whose width factor (role expand) or whole factor (role squeeze) multiplies the own one.
+        factors: The group's own factors, starting with 1.
+        follows: The group whose width factor (role expand) or whole factor (role squeeze) multiplies the own factor.
         held_reason: Why the group stays at its base width; None when it is augmented.
-        width: The width in use now.
+        width: The current width.
     """
 
     name: str
@@ -54,20 +54,20 @@ class ChannelGroup:
         return f"{self.name}: {self.role}, {widths}"
 
     def round(self, factor: float) -> int:
-        """The width at a factor, in whole channels; a held one may not divide into groups of ``step``."""
+        """The width at a factor, a multiple of ``step`` (the base width of a held group may be none)."""
         return self.base_width if factor == 1 else self.step * max(1, round(self.base_width * factor / self.step))
 
     def depends_on(self, other: ChannelGroup) -> bool:
-        """Whether the width follows that of another group, directly or not, or the groups are one."""
+        """Whether the width follows that of another group, directly or not, or the groups are the same."""
         return self is other or (self.follows is not None and self.follows.depends_on(other))
 
     def choices(self) -> tuple[float, ...]:
-        """Own factors that can be sampled."""
+        """The own factors that can be sampled."""
         return FACTORS_OF_BASE if self.held_reason else self.factors
 
     @property
     def widths(self) -> list[int]:
-        """Every width the group can take, ascending."""
+        """All widths that the group can take, ascending."""
         return sorted({self.round(factor) for factor in self._reachable()})
 
     @property
@@ -75,7 +75,7 @@ class ChannelGroup:
         return self.widths[-1]
 
     def _reachable(self) -> set[float]:
-        """Total factors the group can have."""
+        """All total factors that the group can have."""
         if self.held_reason:
             return set(FACTORS_OF_BASE)
         if self.follows is None:
@@ -84,7 +84,7 @@ class ChannelGroup:
         return {own * theirs for own, theirs in itertools.product(self.factors, inherited)}
 
     def _width_factors(self) -> set[float]:
-        """Width parts of the factors the group can have: an expand factor is not handed on."""
+        """The width part of these factors, since expand factors are not inherited."""
         if self.held_reason:
             return set(FACTORS_OF_BASE)
         if self.role == "width":
@@ -100,7 +100,7 @@ def find_groups(
     expand: Sequence[float],
     roles: Mapping[str, str],
 ) -> tuple[list[ChannelGroup], dict[int, ChannelGroup]]:
-    """Turns the runs of a trace into channel groups.
+    """Groups the runs of a trace.
 
     Args:
         model: The traced network.
@@ -111,8 +111,8 @@ def find_groups(
         roles: Overrides: patterns (``fnmatch``) of group names to "width", "expand" or "base".
 
     Returns:
-        The groups made inside ``scope``, in graph order, and the group of every run (those made elsewhere included:
-        they are held).
+        The groups produced inside of ``scope``, in graph order, and the group of every run, including those produced
+        elsewhere, which are held.
 
     Raises:
         ValueError: If an override matches no group or names no role.
@@ -138,7 +138,7 @@ def find_groups(
         held = next((reason for run in runs if (reason := channels.held(run))), None)
         if base % step:
             held = held or f"{base} channels do not divide into groups of {step}"
-        if not made_by:  # dimensions of parameters that are no channels, or are read from fixed features
+        if not made_by:  # dimensions of parameters that are not channels, or that read fixed features
             group = ChannelGroup("", "width", base, held_reason="made by no convolution or linear layer")
             group_of_run.update(dict.fromkeys(runs, group))
             continue
@@ -185,9 +185,9 @@ def _inside(module: str, scope: str) -> bool:
 
 
 def _role(model: nn.Module, scope: str, modules: list[str]) -> Role:
-    """*expand* where everything that makes or reads the channels sits in one block, *width* otherwise.
+    """*expand* if all modules that produce or read the channels are in one block, otherwise *width*.
 
-    The block is the smallest module around them that is no mere container.
+    The block is the smallest module around them that is not a plain container.
     """
     levels = zip(*(module.split(".") for module in modules), strict=False)
     path = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, levels)]
@@ -202,7 +202,7 @@ def _role(model: nn.Module, scope: str, modules: list[str]) -> Role:
 def _gated_by(
     group: ChannelGroup, producer: Producer, found: Trace, group_of_run: dict[int, ChannelGroup], gated: set[int]
 ) -> ChannelGroup | None:
-    """The group that a squeeze-and-excitation bottleneck gates, or None if the group is no such bottleneck."""
+    """The group that a squeeze-and-excitation bottleneck gates, or None if the group is not such a bottleneck."""
     if not producer.pooled:
         return None
     resolve = found.channels.resolve

@@ -1,9 +1,10 @@
-"""Elastic layers: stock layers whose parameters are read at the width in use.
+"""Elastic layers: stock layers whose parameters have the current width when they are read.
 
-An elastic layer keeps its class (a subclass made on the fly), its name and its parameter names. It stores parameters of
-the largest network; reading ``layer.weight`` gives the part that the width in use needs, so any forward pass written
-against the stock layer works at any width. Along every dimension the channels of the tiny network come first in storage
-(of all runs, then the additional ones of each run): **the tiny network is the leading block of every parameter**.
+An elastic layer is an instance of a generated subclass of its class and keeps its parameter names. It stores the
+parameters of the largest network; reading ``layer.weight`` gives the part for the current width, so any forward pass
+written for the stock layer works at any width. Along every dimension, the channels of the tiny network come first in
+storage (of all runs, then the additional ones of each run): **the tiny network is the leading block of every
+parameter**.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Axis:
         return sum(run.width for run in self.runs)
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Stretches (start, length) of storage that make up the width in use, in forward order."""
+        """Ranges (start, length) of storage that make up the current width, in forward order."""
         if len(self.runs) == 1:
             return [(0, self.runs[0].width)]
         pieces: list[tuple[int, int]] = []
@@ -54,7 +55,7 @@ class Axis:
         return pieces
 
     def places(self) -> list[Tensor]:
-        """Per run, the places of all its stored channels, in forward order."""
+        """The storage indices of all channels of each run, in forward order."""
         places, base, extra = [], 0, self.base
         for run in self.runs:
             added = run.max_width - run.base_width
@@ -63,7 +64,7 @@ class Axis:
         return places
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The width in use along this dimension: a view where it is one stretch of storage, as at base width."""
+        """Selects the current width along this dimension: a view if it is one range of storage, as at base width."""
         pieces = self.pieces()
         if len(pieces) == 1:
             start, length = pieces[0]
@@ -72,11 +73,11 @@ class Axis:
 
 
 Count = int | tuple[int, ...]
-"""A number of channels or of groups of them; a tuple starts with it (the shape that a layer norm works on)."""
+"""A number of channels or of groups of them, or a tuple that starts with it (``normalized_shape`` of a layer norm)."""
 
 
 def count_at_width(axis: Axis, base: Count) -> Count:
-    """What a count is at the width in use."""
+    """A count at the current width."""
     first, *rest = base if isinstance(base, tuple) else (base,)
     first = first * axis.width // axis.base
     return (first, *rest) if isinstance(base, tuple) else first
@@ -86,9 +87,9 @@ class Elastic:
     """Mixin of every elastic layer.
 
     Attributes:
-        elastic_axes: Per elastic parameter or buffer, its elastic dimensions.
-        elastic_counts: Per attribute that counts channels or groups of them, the axis and its base value.
-        elastic_reads: Per parameter that mixes channels into others, the dimension along those it reads.
+        elastic_axes: Elastic dimensions of each elastic parameter or buffer.
+        elastic_counts: Axis and base value of each attribute that counts channels or groups of them.
+        elastic_reads: Dimension of input channels of each parameter that maps channels to others.
     """
 
     elastic_axes: dict[str, tuple[Axis, ...]]
@@ -101,7 +102,7 @@ class Elastic:
         return self._buffers[name] if tensor is None else tensor
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Statistics kept by hand, or re-estimated by MMPretrain's PreciseBNHook, have the width in use."""
+        """Stores a buffer that has the current width, as code that assigns running statistics writes it."""
         buffer = self.__dict__.get("_buffers", {}).get(name)
         if isinstance(value, Tensor) and buffer is not None and name in self.__dict__.get("elastic_axes", {}):
             places = torch.arange(buffer.numel(), device=buffer.device).view(buffer.shape)
@@ -112,22 +113,22 @@ class Elastic:
         super().__setattr__(name, value)
 
     def base_block(self, name: str) -> tuple[slice, ...]:
-        """Index of the tiny network's part of a parameter."""
+        """Index of the tiny network in a parameter."""
         index = [slice(None)] * self.stored(name).dim()
         for axis in self.elastic_axes[name]:
             index[axis.dim] = slice(axis.base)
         return tuple(index)
 
     def fill_new(self, name: str, stored: Tensor, generator: torch.Generator, preserving: bool = True) -> None:
-        """Fills a stored parameter or buffer outside of the tiny network's part, with values drawn from that part.
+        """Fills the additional channels of a parameter or buffer with values drawn from the tiny network's.
 
-        New channels so start at the tiny network's scale, and constants (norm weights, statistics) are taken over.
+        New channels therefore start at the tiny network's scale, and constants (norm weights, statistics) are kept.
 
         Args:
-            name: Its name.
-            stored: Itself, at the size of the largest network; changed in place.
-            generator: Where the random numbers come from.
-            preserving: Whether weights that read new channels start at zero in place.
+            name: Name of the parameter or buffer.
+            stored: The tensor at the size of the largest network, changed in place.
+            generator: Source of random numbers.
+            preserving: Whether weights that read new channels start at zero.
         """
         block = self.base_block(name)
         base = stored[block].clone()
@@ -140,9 +141,9 @@ class Elastic:
                     stored.narrow(axis.dim, axis.base, axis.stored - axis.base).zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes parameters of the largest network, or of the tiny one into the leading block, the rest drawn from it.
+        """Loads parameters of the largest network, or of the tiny one with additional channels drawn from it.
 
-        While only the tiny network is stored (``tiny_storage``), it is taken out of parameters of the largest one.
+        Inside of ``tiny_storage``, loads the tiny network's part of parameters of the largest network.
         """
         for name, axes in self.elastic_axes.items():
             given, stored = state_dict.get(prefix + name), self.stored(name)
@@ -165,15 +166,15 @@ def make_layer_elastic(
     counts: dict[str, tuple[Axis, Count]],
     reads: dict[str, int],
 ) -> None:
-    """Turns a layer elastic in place, its parameters still at base size (``grow`` enlarges them)."""
+    """Makes a layer elastic in place; its parameters keep their base size until ``grow`` enlarges them."""
     layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))
     layer.elastic_axes, layer.elastic_counts, layer.elastic_reads = axes, counts, reads
 
 
 def grow(layer: nn.Module) -> None:
-    """Enlarges the parameters of an elastic layer to storage size; the additional entries are not initialised.
+    """Enlarges the parameters of an elastic layer to the largest network; additional entries are zero.
 
-    They stay the objects that they are, with hooks and whatever a user has written on them.
+    The parameters stay the same objects, with their hooks and attributes.
     """
     for name, axes in layer.elastic_axes.items():
         old = layer.stored(name)
@@ -200,7 +201,7 @@ def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tup
         def read(self: Elastic) -> Count:
             return count_at_width(*self.elastic_counts[name])
 
-        # Constructors and copies write the attribute; the base value is kept in elastic_counts.
+        # Constructors and copies assign the attribute, but its base value is in elastic_counts.
         return property(read, lambda self, value: None)
 
     def refuse_conversion(self: Elastic) -> int:
@@ -211,6 +212,6 @@ def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tup
 
     members = {name: tensor_property(name) for name in tensors} | {name: count_property(name) for name in counts}
     if issubclass(plain, nn.modules.batchnorm._BatchNorm):
-        members["num_features"] = property(refuse_conversion, lambda self, value: None)  # read by converters alone
-    # MMEngine's initialisers know layers by their class name and the names of its direct bases: both stay.
+        members["num_features"] = property(refuse_conversion, lambda self, value: None)  # read by converters only
+    # MMEngine's initialisers match the class name and the names of direct bases: keep both.
     return type(plain.__name__, (Elastic, plain, *plain.__bases__), {"__module__": __name__, **members})

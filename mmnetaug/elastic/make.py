@@ -26,18 +26,18 @@ def make_elastic(
     scope: str = "",
     roles: Mapping[str, str] | None = None,
 ) -> ElasticSpace:
-    """Makes a network elastic in place; at base widths it goes on computing exactly what it did.
+    """Makes a network elastic in place; at base widths it computes exactly what it did before.
 
-    Channels whose handling the trace does not understand stay at base width, with the reason in the group.
+    Channels that the trace cannot follow stay at base width; ``held_reason`` of their group says why.
 
     Args:
         model: A plain network with its parameters.
         forward: Calls the network on an image batch and returns all its output tensors.
-        image_shape: (C, H, W) of the images to trace with; any size the network accepts will do.
+        image_shape: (C, H, W) of the images to trace with; any size that the network accepts.
         width: Width factors, starting with 1 (NetAug's width multiplier augmentation).
         expand: Expand factors, starting with 1.
-        scope: Name of the submodule whose channels are widened, "backbone" for instance. Layers elsewhere only learn
-            to read widened features. "" widens the whole network but for its outputs.
+        scope: Name of the submodule whose channels are widened, for example "backbone". Other layers only read widened
+            features. "" widens the whole network except for its outputs.
         roles: Overrides of roles by group name pattern, see ``find_groups``.
 
     Returns:
@@ -50,7 +50,7 @@ def make_elastic(
     for name, factors in (("width", width), ("expand", expand)):
         if not factors or factors[0] != 1 or min(factors) < 1:
             raise ValueError(f"{name} factors start with 1 (the tiny network) and are at least 1, got {list(factors)}")
-    image = torch.zeros(2, *image_shape)  # two images, so that a fold of batch and channels cannot pass for channels
+    image = torch.zeros(2, *image_shape)  # with one image, channels folded into the batch would look like channels
     found = trace(model, forward, image)
     owners = collections.Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, dims in found.parameters.items():
@@ -62,7 +62,7 @@ def make_elastic(
     plan = Plan(model, found, group_of_run)
     hold_what_differs(model, forward, image, space, plan)
     while narrow := [group for group in groups if not group.held_reason and len(group.widths) == 1]:
-        for group in narrow:  # which may leave those that follow it no other width either
+        for group in narrow:  # groups that follow it may then have no other width either
             group.held_reason = "has no other width at these factors"
     layers = plan.swap_layers()
     for layer in layers:

@@ -1,4 +1,4 @@
-"""What of a plain network depends on the widths, before and while it is made elastic."""
+"""Lists the parameters and attributes of a plain network that depend on the widths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layers import Axis, Count, Elastic, count_at_width, make_layer_elastic
 
 
 class Plan:
-    """Which parameters and counts of a plain network depend on the widths, and how."""
+    """The parameters, buffers and attributes of a plain network that depend on the widths, and how."""
 
     def __init__(self, model: nn.Module, found: Trace, group_of_run: dict[int, ChannelGroup]) -> None:
         self.model, self.found, self.group_of_run = model, found, group_of_run
@@ -24,7 +24,7 @@ class Plan:
         return tuple(self.group_of_run[run] for run in self.found.channels.resolve(layout))
 
     def parameters(self) -> Iterator[tuple[str, str, tuple[Axis, ...]]]:
-        """Module, name and elastic dimensions of every parameter and buffer along channels that can be widened."""
+        """Yields module, name and elastic dimensions of all parameters and buffers whose channels can be widened."""
         for parameter, dims in self.found.parameters.items():
             axes = tuple(
                 Axis(dim, runs)
@@ -36,14 +36,14 @@ class Plan:
                 yield owner, name, axes
 
     def counts(self) -> Iterator[tuple[str, str, Axis, Count]]:
-        """Module and name of every attribute that counts channels that can be widened."""
+        """Yields every attribute that counts channels that can be widened: module, name, axis and base value."""
         for owner, name, layout, base in self.found.count_attributes:
             axis = Axis(0, self.runs(layout))
             if any(not group.held_reason for group in axis.runs):
                 yield owner, name, axis, base
 
     def swap_layers(self) -> list[Elastic]:
-        """Turns every module elastic whose parameters or counts depend on the widths."""
+        """Makes every module elastic whose parameters or attributes depend on the widths."""
         axes: dict[str, dict[str, tuple[Axis, ...]]] = {}
         counts: dict[str, dict[str, tuple[Axis, Count]]] = {}
         for owner, name, of_parameter in self.parameters():
@@ -61,7 +61,7 @@ class Plan:
 
     @contextlib.contextmanager
     def at_width(self) -> Iterator[None]:
-        """The plain network at the widths in use, its additional channels uninitialised, for shapes to be looked at."""
+        """Gives the plain network the shapes of the current widths; additional channels are uninitialised."""
         before: list[tuple[dict[str, Any], str, Any]] = []
 
         def put(place: dict[str, Any], name: str, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""Sorting of hidden channels, so that the tiny network holds the most important ones.
+"""Sorts hidden channels, so that the tiny network holds the most important ones.
 
-The authors sort the hidden channels of every inverted bottleneck by the L1 norm of the weights that read them, at each
-epoch's start while width augmentation is on. The order of hidden channels means nothing to the largest network, as long
-as *everything* along them moves: what makes and reads them, norms and their statistics, optimizer state, EMA copies.
+The authors sort the hidden channels of every inverted bottleneck by the L1 norm of the weights that read them, at the
+start of each epoch with width augmentation. Permuting hidden channels does not change the largest network as long as
+*everything* along them is permuted: weights on both sides, norms and their statistics, optimizer state and EMA copies.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .layers import Elastic
 def sort_hidden_channels(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, copies: Iterable[nn.Module] = ()
 ) -> None:
-    """Sorts the channels of all groups hidden inside a block (roles expand and squeeze), most important first.
+    """Sorts the channels of all groups hidden inside of a block (roles expand and squeeze), most important first.
 
-    Stage widths are never sorted. The largest network computes what it did (up to rounding); narrower ones change.
+    Stage widths are never sorted. The largest network stays the same function up to rounding; narrower ones change.
 
     Args:
         model: An elastic model, ``model.elastic`` its space.
-        optimizer: Its optimizer; state shaped like a parameter (momentum, Adam's moments) moves along.
-        copies: Further copies of the model (EMA) to put into the same order.
+        optimizer: Its optimizer; state in the shape of a parameter (momentum, Adam's moments) is sorted too.
+        copies: Other copies of the model (EMA) to put into the same order.
     """
     orders = _orders(model)
     _reorder(model, orders, optimizer.state if optimizer is not None else {})
@@ -36,7 +36,7 @@ def sort_hidden_channels(
 
 
 def _orders(model: nn.Module) -> dict[int, Tensor]:
-    """Per number of a sorted group, its channels from the most to the least important."""
+    """For each sorted group, by its index, its channels from the most to the least important."""
     groups = model.elastic.groups
     importance: dict[ChannelGroup, Tensor] = {}
     with torch.no_grad():
@@ -44,7 +44,7 @@ def _orders(model: nn.Module) -> dict[int, Tensor]:
             for name, read in layer.elastic_reads.items() if isinstance(layer, Elastic) else ():
                 made = [run for axis in layer.elastic_axes[name] if axis.dim != read for run in axis.runs]
                 if any(run.role == "squeeze" for run in made):
-                    continue  # a gate reads the channels too, but the projection decides
+                    continue  # a gate reads the channels too, but importance is that for the projection
                 weight = layer.stored(name).abs()
                 norms = weight.sum([dim for dim in range(weight.dim()) if dim != read])
                 for axis in [axis for axis in layer.elastic_axes[name] if axis.dim == read]:

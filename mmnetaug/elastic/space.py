@@ -1,4 +1,4 @@
-"""The elastic network's space of widths: sampling them, setting them, and the tiny network's state dict."""
+"""The widths of an elastic network: sampling and setting them, and the tiny network's state dict."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .layers import Elastic
 
 
 class ElasticSpace:
-    """All networks an elastic network contains; attached to it as ``model.elastic``.
+    """All networks that an elastic network contains; attached to it as ``model.elastic``.
 
     Attributes:
         groups: The channel groups in graph order, those held at base width included.
-        driven: Whether an optimizer wrapper that adds augmented passes is at work. Without one the additional channels
-            would never learn, so a training forward is refused.
+        driven: Whether an optimizer wrapper adds augmented passes. Without one the additional channels would never
+            learn, so ``mmnetaug.NetAug`` refuses a forward pass in training.
     """
 
     def __init__(self, groups: list[ChannelGroup]) -> None:
@@ -71,7 +71,7 @@ class ElasticSpace:
 
     @contextlib.contextmanager
     def at(self, widths: list[int]) -> Iterator[None]:
-        """Sets widths (one per group) for the time of a ``with`` block."""
+        """Sets the widths, one per group, inside of a ``with`` block."""
         before = [group.width for group in self.groups]
         try:
             self._set(widths)
@@ -85,11 +85,11 @@ class ElasticSpace:
 
 
 def find_spaces(model: nn.Module, trained_only: bool = False) -> list[ElasticSpace]:
-    """The elastic spaces in a model, whole or in submodules; wrappers such as DDP are looked through.
+    """Finds the elastic spaces of a model and its submodules, also inside of wrappers such as DDP.
 
     Args:
         model: Any model.
-        trained_only: Whether to leave out frozen networks, none of whose parameters requires a gradient.
+        trained_only: Whether to skip frozen networks, in which no parameter requires a gradient.
     """
     return [
         module.elastic
@@ -103,33 +103,33 @@ def base_state_dict(model: nn.Module, state: Mapping[str, Tensor] | None = None)
     """The tiny network's state dict: stock names, base shapes.
 
     Args:
-        model: An elastic model (or a plain one, whose state dict comes back as it is).
-        state: A state dict of that model to take the values from, an EMA copy for instance; its own by default.
+        model: An elastic model, or a plain one, whose whole state dict is returned.
+        state: State dict of the model to take values from, such as that of an EMA copy; its own by default.
 
     Returns:
-        Tensors that own their memory. Loads strictly into the plain model.
+        Copies of the tensors. They load strictly into the plain model.
     """
     state = dict(model.state_dict() if state is None else state)
     for path, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, Elastic):
             for name in layer.elastic_axes:
                 key = f"{path}.{name}" if path else name
-                if key in state:  # buffers may be left out of it
+                if key in state:  # it may lack buffers
                     state[key] = state[key][layer.base_block(name)]
     return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 @contextlib.contextmanager
 def tiny_storage(model: nn.Module) -> Iterator[None]:
-    """Lets elastic layers store the tiny network alone for the time of a ``with`` block; the rest comes back behind it.
+    """Reduces the storage of elastic layers to the tiny network inside of a ``with`` block.
 
-    Code that fills parameters in place (initialisers) then sees exactly the plain network: same shapes, same memory
+    Code that fills parameters in place (initialisers) then sees exactly the plain network: same shapes and memory
     layout, hence the same random numbers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Elastic)]
     stored = [(layer, name, layer.base_block(name)) for layer in layers for name in layer.elastic_axes]
     large = [layer.stored(name).data for layer, name, _ in stored]
-    # The parameters stay the objects they are: MMEngine keeps record of them while a model is initialised.
+    # The parameters stay the same objects: MMEngine tracks them during initialisation.
     for (layer, name, block), values in zip(stored, large, strict=True):
         layer.stored(name).data = values[block].clone(memory_format=torch.contiguous_format)
     try:
@@ -142,16 +142,16 @@ def tiny_storage(model: nn.Module) -> Iterator[None]:
 
 
 def fill_new_channels(model: nn.Module, preserving: bool = True) -> None:
-    """Initialises everything outside of the tiny network, by drawing from the tiny network's own values.
+    """Initialises all additional channels with values drawn from the tiny network.
 
-    Weights that read new channels start at zero, so that every augmented network starts as the function that the tiny
-    network computes (up to norms over channels), and its gradient as the tiny network's. The reason: with random
-    weights there, the two gradients of a deep network are orthogonal at first, the augmented ones noise to the tiny
-    network (docs/results.md). The global random state is left alone.
+    Weights that read new channels are zero-initialised, so that every augmented network starts as the function that
+    the tiny network computes (up to norms over channels), with the same gradient. With random weights, the two
+    gradients of a deep network are orthogonal at first, and the augmented one is noise to the tiny network
+    (docs/results.md). The global random state is not changed.
 
     Args:
         model: An elastic model; its tiny network is not changed.
-        preserving: False to draw the weights that read new channels, too.
+        preserving: False to draw the weights that read new channels as well.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""MMEngine's optimizer wrapper for mixed precision, on CPUs too."""
+"""Mixed precision on any device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from torch import nn
 
 
 class AmpAnywhere(AmpOptimWrapper):
-    """``AmpOptimWrapper``, which refuses to be built without an accelerator, and bfloat16 on a CPU.
-
-    bfloat16 needs no loss scaling.
-    """
+    """MMEngine's ``AmpOptimWrapper``, which needs an accelerator, or bfloat16 without loss scaling on a CPU."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any
@@ -33,7 +30,7 @@ class AmpAnywhere(AmpOptimWrapper):
 
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of a forward pass: mixed precision on the model's own device, be there others or not."""
+        """Context of a forward pass in mixed precision on the model's own device."""
         with contextlib.ExitStack() as stack:
             if self._on_cpu:
                 stack.enter_context(OptimWrapper.optim_context(self, model))

@@ -1,4 +1,4 @@
-"""Keeps the augmented pass from leaving a trace: on annotations, running statistics, random states and DDP."""
+"""Isolates the augmented pass: annotations, random states and DDP are as if it had not run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 
 def copied_annotations(value: Any) -> Any:
-    """What the augmented pass is given: images as they are, annotations copied.
+    """Copies annotations, but not images; some of mmdet's losses change annotations in place.
 
-    Some of mmdet's losses change the annotations. This is several times as fast as ``copy.deepcopy``.
+    Several times as fast as ``copy.deepcopy``.
     """
     if isinstance(value, dict):  # the branches of a semi-supervised detector
         return {key: copied_annotations(item) for key, item in value.items()}
@@ -40,14 +40,14 @@ def _copied(value: Any) -> Any:
 
 
 PER_IMAGE = ("inputs", "data_samples")
-"""The arguments of a model's forward that MMEngine's data preprocessors fill with one item an image."""
+"""Arguments of a model's forward that hold one item per image."""
 
 
 def first_images(model: nn.Module, args: tuple, kwargs: dict[str, Any], share: float) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a forward pass cut to the first images of the batch: at least two, which batch norms need.
+    """Cuts the arguments of a forward pass to the first images of the batch, at least two for batch norm.
 
     Raises:
-        TypeError: If the model is given no batch of images under the name that MMEngine has for it.
+        TypeError: If no batch of images is passed as ``inputs``, MMEngine's name for it.
     """
     names = list(inspect.signature(model.forward).parameters)[: len(args)]
     positional = dict(zip(names, args, strict=True))
@@ -66,17 +66,17 @@ def first_images(model: nn.Module, args: tuple, kwargs: dict[str, Any], share: f
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without the wrapper of distributed training."""
+    """Removes the wrapper of distributed training."""
     return model.module if is_model_wrapper(model) else model
 
 
 @contextlib.contextmanager
 def unsynchronised(model: nn.Module) -> Iterator[None]:
-    """A pass whose gradients stay on this rank, and behind which the next one synchronises as if it were the first."""
+    """Runs a pass without synchronising gradients; the next pass synchronises as if it were the first."""
     if not hasattr(model, "no_sync"):
         yield
         return
-    # DistributedDataParallel broadcasts buffers only in a forward pass behind one that was synchronised.
+    # DistributedDataParallel broadcasts buffers only in a forward pass that follows a synchronised one.
     broadcasts = getattr(model, "require_forward_param_sync", None)
     with model.no_sync():
         yield
@@ -92,11 +92,11 @@ def finite_on_all_ranks(loss: Tensor) -> bool:
 
 @contextlib.contextmanager
 def own_randomness(seed: str, device: torch.device) -> Iterator[None]:
-    """Random numbers drawn inside (dropout, samplers of a head) follow from ``seed`` and leave no trace outside.
+    """Seeds all random generators inside of a ``with`` block (dropout, samplers of heads) and restores them after it.
 
     Args:
         seed: Any text.
-        device: Of the model, whose generator is set beside those of Python, numpy and torch's CPU.
+        device: The model's; its generator is seeded besides those of Python, numpy and torch's CPU.
     """
     number = random.Random(seed).getrandbits(32)
     states = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""Faster training on a CPU, as one hook that a config switches on. Without it nothing here runs."""
+"""A hook that speeds up training on CPUs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 @HOOKS.register_module()
 class CPUTuningHook(Hook):
-    """Speeds up training and evaluation on a CPU. A model on an accelerator is left as it is.
+    """Speeds up training and evaluation on a CPU. A model on an accelerator is left unchanged.
 
-    Results change by rounding only. Dropout on feature maps draws other masks, because it draws them in memory order.
+    Results change by rounding only, except that dropout draws masks of feature maps in memory order and so other ones.
 
-    * Backbones read their images in the channels-last memory format, which convolutions keep. The network must not
+    * Backbones get their images in the channels-last memory format, which convolutions keep. The network must not
       depend on the format: ``x.view(len(x), -1)`` fails, ``x.flatten(1)`` works.
     * The process keeps freed memory for the next step (Linux with glibc, for the life of the process). By default glibc
       returns large blocks to the system, which clears every page before it hands them out again. Peak memory rises by
@@ -79,9 +79,9 @@ def _is_slow_in_bfloat16(module: nn.Module) -> bool:
 
 
 def _conv_in_float32(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``Conv2d._conv_forward`` that leaves autocast for the time of the convolution; its output is in autocast's type.
+    """``Conv2d._conv_forward`` in float32, its output cast to autocast's type.
 
-    Made of differentiable operators alone, so that whatever works on the stock layer works here.
+    It consists of differentiable operators, so everything that works on the stock layer works here.
     """
     forward = type(layer)._conv_forward
     # autocast leaves float64 alone

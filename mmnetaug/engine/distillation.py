@@ -1,9 +1,8 @@
 """In-place distillation: the augmented network of a step teaches the tiny network on the same batch.
 
-Slimmable and once-for-all networks are trained so (Yu & Huang, 2019; Yu et al., 2020; Wang et al., 2021), and
-NetDistiller (Zhang et al., 2023) does it for tiny networks. Both networks see the same images and the layers behind the
-backbone have the same outputs at every width, so nothing has to be matched. Forward hooks catch these outputs: no model
-needs a subclass.
+Slimmable and once-for-all networks are trained this way (Yu & Huang, 2019; Yu et al., 2020; Wang et al., 2021), and so
+are tiny networks by NetDistiller (Zhang et al., 2023). Both networks see the same images, and the layers after the
+backbone have outputs of the same shape at every width. Forward hooks catch these outputs, so no model needs a subclass.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, is_detector
 
 Outputs = dict[str, tuple[Tensor, ...]]
-"""What each part of a model that is watched has returned in one forward pass."""
+"""Outputs of one forward pass by name of the hooked module."""
 
 
 class InPlaceDistillation:
-    """The loss of the base pass, (1 − λ) · L + λ · D, whose D compares the two networks' outputs.
+    """The loss of the base pass, (1 − λ) · L + λ · D, where D compares the outputs of the two networks.
 
     * Classifiers: D = T² · KL(softmax(z' / T) ‖ softmax(z / T)) of the logits, the mean over images (Hinton et al.,
       2015); with a sigmoid loss, the sum over classes of the Bernoulli divergences.
@@ -43,9 +42,9 @@ class InPlaceDistillation:
 
     def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
         if not 0 < weight <= 1:
-            raise ValueError(f"distill.weight is above 0 and at most 1, got {weight}")
+            raise ValueError(f"distill.weight must be above 0 and at most 1, got {weight}")
         if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"distill.temperature is a finite number above 0, got {temperature}")
+            raise ValueError(f"distill.temperature must be finite and above 0, got {temperature}")
         self.weight, self.temperature = weight, temperature
         self.last = 0.0
         self._caught: Outputs = {}
@@ -53,7 +52,7 @@ class InPlaceDistillation:
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Catches what the parts that are compared return, for the time of a ``with`` block.
+        """Catches the outputs to be compared, inside of a ``with`` block.
 
         Raises:
             TypeError: The model is neither a classifier with a head nor a detector with a neck or class scores.
@@ -91,10 +90,10 @@ class InPlaceDistillation:
         return {name: tuple(t.detach() if detached else t for t in tensors) for name, tensors in caught.items()}
 
     def mix(self, loss: Tensor, teacher: Outputs) -> Tensor:
-        """The base pass's whole loss.
+        """The total loss of the base pass.
 
         Args:
-            loss: The loss by the annotations, a scalar.
+            loss: The loss on the annotations, a scalar.
             teacher: The augmented network's outputs, of all images or the first ones.
         """
         student = self.take()
@@ -108,7 +107,7 @@ class InPlaceDistillation:
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, Callable, Callable[..., Tensor]]]]:
-    """Yields name, part, selection of its outputs and divergence for each part of a model that is compared."""
+    """Yields, for each module to be compared, its name, itself, the selection of its outputs and the divergence."""
     if is_detector(model):
         if isinstance(getattr(model, "neck", None), nn.Module):
             yield "neck", (model.neck, flatten_tensors, channel_divergence)
@@ -126,7 +125,7 @@ def _has_sigmoid(head: nn.Module) -> bool:
 
 
 def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]]:
-    """Picks a dense head's class scores: by convention the first of its outputs, a list with one tensor a level."""
+    """Selects a dense head's class scores: by convention its first output, a list with one tensor per level."""
     priors = getattr(head, "num_base_priors", 1)
     channels = head.cls_out_channels * (priors if isinstance(priors, int) else 1)
 
@@ -174,5 +173,5 @@ def _bernoulli(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def _exact(values: Tensor) -> Tensor:
-    """At least float32: a softmax loses small probabilities in less."""
+    """Casts to float32 or more, since lower precision loses small probabilities."""
     return values if values.dtype == torch.float64 else values.float()

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def remove_conflict(pairs: Sequence[tuple[Tensor, Tensor]], per_tensor: bool) -> None:
-    """Projects gradients onto the normal plane of others where they point against them, in place (PCGrad).
+    """Projects gradients that oppose others onto the normal plane of those, in place (PCGrad, Yu et al., 2020).
 
     Args:
-        pairs: Gradients that stay, and those that are projected, of the same shape each.
-        per_tensor: Whether each pair is looked at by itself, or all pairs as one pair of vectors.
+        pairs: Pairs of equal shape: a gradient that stays, and the one that is projected.
+        per_tensor: Whether to treat each pair separately, or all of them as one pair of vectors.
     """
     products = torch.stack([torch.sum(base * other) for base, other in pairs])
     squares = torch.stack([torch.sum(base * base) for base, _ in pairs])

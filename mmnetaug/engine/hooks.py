@@ -1,4 +1,4 @@
-"""What happens between NetAug steps: the schedule of the augmentation, and checkpoints with their tiny twins."""
+"""Hooks: the schedule of the augmentation, channel sorting, and checkpoints with their tiny twins."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class NetAugScheduleHook(Hook):
     """Switches width and expand augmentation off during training; with both off, training is plain.
 
     The authors switch width augmentation off for the second half and keep expand augmentation to the end
-    (``width_until=0.5``). What is on follows from the progress of training alone, so it is the same after a resume.
+    (``width_until=0.5``). The state depends on the training progress alone, so it is the same after a resume.
 
     Args:
-        width_until: When width augmentation ends: a share of all iterations if below 1, otherwise a number of epochs
-            (of iterations with ``by_epoch=False``). None: never.
+        width_until: When width augmentation ends: a fraction of all iterations if below 1, otherwise a number of epochs
+            (iterations with ``by_epoch=False``). None: never.
         expand_until: The same for expand augmentation.
-        by_epoch: Unit of numbers from 1 on.
+        by_epoch: Whether numbers of at least 1 count epochs.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class NetAugScheduleHook(Hook):
     ) -> None:
         for name, until in (("width_until", width_until), ("expand_until", expand_until)):
             if until is not None and until < 0:
-                raise ValueError(f"{name} is a share of the training or a number of epochs or iterations, got {until}")
+                raise ValueError(f"{name} must not be negative, got {until}")
         self.width_until, self.expand_until, self.by_epoch = width_until, expand_until, by_epoch
 
     def before_train(self, runner: Runner) -> None:
-        """Raises TypeError where there is nothing to schedule, ValueError where there are no epochs to count."""
+        """Raises TypeError without a NetAug optimizer wrapper, ValueError if the training has no epochs to count."""
         if self.by_epoch and max(self.width_until or 0, self.expand_until or 0) >= 1:
             _check_epochs(runner, "NetAugScheduleHook")
         _check_netaug(runner, "NetAugScheduleHook")
@@ -57,7 +57,7 @@ class NetAugScheduleHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the wrapper's switches for this iteration."""
         wrapper = runner.optim_wrapper
-        # iterations whose gradients are accumulated are alike: what counts is where they began
+        # the same for all iterations accumulated into a step: the first one counts
         iteration = runner.iter - wrapper.inner_count % wrapper._accumulative_counts
 
         def is_on(until: float | None) -> bool:
@@ -75,31 +75,31 @@ class ChannelSortHook(Hook):
     """Sorts hidden channels by importance while width augmentation is on, as the authors do at every epoch's start.
 
     Momentum (or Adam's moments), norm statistics, the copy of an ``EMAHook`` and the teacher of a semi-supervised
-    detector, which averages its student, are sorted along.
+    detector are sorted too.
 
     Args:
-        interval: Epochs from one sorting to the next (iterations with ``by_epoch=False``).
-        by_epoch: Unit of ``interval``.
+        interval: Sort every ``interval`` epochs (iterations with ``by_epoch=False``).
+        by_epoch: Whether ``interval`` counts epochs.
     """
 
-    priority = "LOW"  # behind NetAugScheduleHook, which says whether width augmentation is on
+    priority = "LOW"  # after NetAugScheduleHook, which switches width augmentation
 
     def __init__(self, interval: int = 1, by_epoch: bool = True) -> None:
         self.interval, self.by_epoch = interval, by_epoch
 
     def before_train(self, runner: Runner) -> None:
-        """Raises TypeError where nothing is augmented, ValueError where there are no epochs to count."""
+        """Raises TypeError without a NetAug optimizer wrapper, ValueError if the training has no epochs to count."""
         if self.by_epoch:
             _check_epochs(runner, "ChannelSortHook")
         _check_netaug(runner, "ChannelSortHook")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Sorts where it is due, or at the next iteration whose gradients are not added to those before it."""
+        """Sorts if it is due, or in the next iteration that starts a new accumulation of gradients."""
         wrapper = runner.optim_wrapper
         accumulated = wrapper._accumulative_counts
         if not wrapper.width or wrapper.inner_count % accumulated:
             return
-        since = runner.iter % self.interval  # how long it has been due follows from the progress alone, also on resume
+        since = runner.iter % self.interval  # iterations since it became due: known after a resume, too
         if self.by_epoch:
             since = batch_idx if runner.epoch % self.interval == 0 else accumulated
         if since >= accumulated:
@@ -115,7 +115,7 @@ class ChannelSortHook(Hook):
 
 @register_backend("mmnetaug_atomic", force=True)
 class AtomicBackend(LocalBackend):
-    """Local files that are either complete or not there, and are only removed once their successor is written."""
+    """Writes local files atomically, and removes old ones only after their successors are written."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -127,11 +127,11 @@ class AtomicBackend(LocalBackend):
             super().put(obj, temporary)
 
     def remove(self, filepath: str | Path) -> None:
-        """Notes the file for removal by ``sweep``."""
+        """Marks the file for removal by ``sweep``."""
         self._condemned[Path(filepath)] = os.stat(filepath).st_mtime_ns
 
     def sweep(self) -> None:
-        """Removes what was noted and not written anew since, with its tiny twin."""
+        """Removes marked files, unless rewritten since, and their tiny twins."""
         for path, modified in self._condemned.items():
             if path.exists() and path.stat().st_mtime_ns == modified:
                 path.unlink()
@@ -141,14 +141,14 @@ class AtomicBackend(LocalBackend):
 
 @HOOKS.register_module()
 class TinyCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, with the tiny network written beside every checkpoint and no file left half done.
+    """MMEngine's ``CheckpointHook``, atomic, with a checkpoint of the tiny network beside every checkpoint.
 
     ``epoch_10.pth`` (everything needed to resume) gets a twin ``epoch_10_tiny.pth``: the tiny network's weights under
     their stock names and in base shapes, tensors and plain types only. It loads strictly into the config without
-    NetAug, with ``weights_only=True`` and without mmnetaug. Of a plain model the twin holds all weights.
+    NetAug, with ``weights_only=True`` and without mmnetaug. For a plain model the twin holds all weights.
 
-    A checkpoint written while gradients are being accumulated holds them, so that a resumed run ends as one that was
-    never stopped. With several processes, each of which has gradients of its own, they are lost, as MMEngine warns.
+    A checkpoint written between accumulated gradients holds them, so that a resumed run equals one that was never
+    stopped. With several processes they are lost, as MMEngine warns.
 
     Args:
         args: As of ``CheckpointHook``.
@@ -158,18 +158,18 @@ class TinyCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("backend_args", {"backend": "mmnetaug_atomic"})
         super().__init__(*args, **kwargs)
-        # CheckpointHook takes any argument and would hand it to this method at the first save
+        # CheckpointHook accepts any argument and fails only at the first save
         known = inspect.signature(Runner.save_checkpoint).parameters
         if unknown := [name for name in self.args if name not in known]:
             raise TypeError(f"CheckpointHook has no argument {', '.join(unknown)}")
         self._resumed_gradients: dict[str, list[Tensor | None]] = {}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Adds the gradients that wait for the next step."""
+        """Adds the accumulated gradients."""
         if "optimizer" not in checkpoint or is_distributed():
             return
         waiting = {"grad": [parameter.grad for parameter in _parameters(runner)]}
-        if getattr(runner.optim_wrapper, "_other_gradients", None):  # NetAug's, clipped one by one
+        if getattr(runner.optim_wrapper, "_other_gradients", None):  # of the augmented passes
             waiting["other"] = runner.optim_wrapper._other_gradients
         if any(gradient is not None for gradients in waiting.values() for gradient in gradients):
             checkpoint["accumulated_gradients"] = {
@@ -178,11 +178,11 @@ class TinyCheckpointHook(CheckpointHook):
             }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keeps those gradients until the optimizer is there."""
+        """Keeps accumulated gradients until the optimizer is built."""
         self._resumed_gradients = checkpoint.get("accumulated_gradients", {}) if runner._resume else {}
 
     def before_train(self, runner: Runner) -> None:
-        """Goes on where the checkpoint was written: makes the twin if the run was killed before, and accumulates."""
+        """On resume, writes a twin that a killed run left out and restores accumulated gradients."""
         super().before_train(runner)
         if runner._resume:
             self._finish(runner, [find_last_checkpoint(Path(runner.work_dir)), *self._best()])
@@ -198,7 +198,7 @@ class TinyCheckpointHook(CheckpointHook):
             parameter.grad = gradient
         if "other" in on_device:
             runner.optim_wrapper._other_gradients = on_device["other"]
-        runner.logger.info("the gradients accumulated before the checkpoint were restored with it")
+        runner.logger.info("restored the accumulated gradients of the checkpoint")
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
@@ -217,15 +217,15 @@ class TinyCheckpointHook(CheckpointHook):
 
     @master_only
     def _finish(self, runner: Runner, saved: list[str | None]) -> None:
-        """Writes the twins that are absent or older than their checkpoints, then removes what was replaced.
+        """Writes twins that are missing or older than their checkpoints, then removes replaced checkpoints.
 
-        A twin is made from the file it belongs to (which holds the EMA copy, where there is one), whoever wrote that: a
-        run may have been killed between the two.
+        A twin is made from its checkpoint's file, which holds the EMA copy if there is one, since a run may have been
+        killed between writing the two.
         """
         for path in map(Path, filter(None, saved)):
             twin = tiny_path(path)
             if path.exists() and (not twin.exists() or twin.stat().st_mtime_ns < path.stat().st_mtime_ns):
-                written = io.BytesIO()  # torch's own writer hides why it failed
+                written = io.BytesIO()  # torch's own writer hides the cause of an error
                 torch.save(_tiny_checkpoint(runner, path), written)
                 with replaced_when_done(twin) as temporary:
                     temporary.write_bytes(written.getvalue())
@@ -273,13 +273,13 @@ def _check_netaug(runner: Runner, hook: str) -> None:
 
 
 def tiny_path(path: str | Path) -> Path:
-    """Where the tiny twin of a checkpoint lies."""
+    """Path of a checkpoint's tiny twin."""
     path = Path(path)
     return path.with_name(f"{path.stem}_tiny.pth")
 
 
 def _plain(value: Any) -> Any:
-    """Containers, numbers and strings only: what loads with ``weights_only=True``."""
+    """Converts to containers, numbers and strings, which load with ``weights_only=True``."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,16 +1,16 @@
-"""The NetAug step: an optimizer wrapper that adds one augmented pass to every base pass.
+"""The NetAug step: an optimizer wrapper that adds an augmented pass to every training step.
 
 One step on images x with annotations y (paper section 3.2, equation 3):
 
     widths = sample(seed, iteration)               # the same on all ranks and after a resume
     z' = model(x) at widths                        # augmented pass
-    backward(α · loss(z', y))                      # left out where the loss is not finite
+    backward(α · loss(z', y))                      # skipped if the loss is not finite
     z = model(x)                                   # base pass: the tiny network
     backward((1 − λ) · loss(z, y) + λ · D(z, z'))  # λ = 0 without distillation; z' is detached
     optimizer.step()                               # on the sum of both gradients
 
-The augmented pass runs when the model's forward is called, just before the base pass, so that its outputs can teach.
-The graphs of the two passes are never alive together.
+The augmented pass runs in a forward pre-hook of the model, just before the base pass, so that its outputs can be
+distilled. Only one of the two autograd graphs is in memory at a time.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from .distillation import InPlaceDistillation, Outputs
 from .gradients import remove_conflict
 
 MAX_SKIPPED_IN_A_ROW = 50
-"""After so many augmented passes in a row that are not finite, training stops."""
+"""Training stops after this many consecutive augmented passes with a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass
 class _AugmentedPass:
-    """How the augmented pass of an iteration went.
+    """The result of an iteration's augmented pass.
 
     Attributes:
-        skipped: Whether its loss was not finite, so that it has left no gradient.
-        outputs: Its detached outputs, where they teach the tiny network.
+        skipped: Whether its loss was not finite, so that it left no gradient.
+        outputs: Its detached outputs, the targets of distillation; None without distillation.
     """
 
     skipped: bool
@@ -60,26 +60,26 @@ class _AugmentedPass:
 
 
 class NetAugStep:
-    """What both wrappers share; stands before MMEngine's wrapper in the method resolution order.
+    """Adds the augmented pass; precedes MMEngine's wrapper in the method resolution order.
 
     Args:
-        alpha: Weight of the augmented loss (α of equation 3); 0 trains plainly.
-        seed: Seed of the sampled widths; with the iteration number it determines them.
+        alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.
+        seed: Seed of the sampled widths, which depend on it and on the iteration number alone.
         clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
-            step. By default each pass is clipped by itself: the tiny network's own gradient is clipped exactly as in
-            plain training.
-        interval: Steps of the optimizer from one augmented step to the next (1 in the paper). More makes training
-            cheaper, and weaker: the steps between are plain.
-        share: Share of the batch, its first images, that the augmented pass sees (1 in the paper).
-        distill: Arguments of :class:`InPlaceDistillation`: the tiny network also learns from the outputs of the
-            augmented one. None: it learns from the annotations alone, as in the paper.
-        normalize: Divide the sum of both gradients by 1 + α, so that SGD makes steps of the plain length.
-        surgery: Remove from the augmented gradient what points against the base gradient (PCGrad, Yu et al., 2020):
-            ``"tensor"`` looks at each parameter by itself, ``"all"`` at all of them as one vector.
+            step. By default the two gradients are clipped separately: the tiny network's own gradient is clipped
+            exactly as in plain training.
+        interval: Run the augmented pass in every ``interval``-th optimizer step (1 in the paper). Larger values make
+            training cheaper and the augmentation weaker.
+        share: Fraction of the batch, counted from its start, that the augmented pass sees (1 in the paper).
+        distill: Arguments of :class:`InPlaceDistillation`, by which the tiny network also learns from the augmented
+            network's outputs. None, as in the paper, disables it.
+        normalize: Divide the sum of both gradients by 1 + α, so that SGD's steps are as long as in plain training.
+        surgery: Remove the component of the augmented gradient that opposes the base gradient (PCGrad, Yu et al.,
+            2020): ``"tensor"`` for each parameter separately, ``"all"`` for all parameters as one vector.
 
     Attributes:
-        width: Whether width factors are sampled at present (set by ``NetAugScheduleHook``).
-        expand: Whether expand factors are. Where nothing is left to sample, no augmented pass is run.
+        width: Whether width factors are currently sampled (set by ``NetAugScheduleHook``).
+        expand: Whether expand factors are currently sampled. If neither is, no augmented pass runs.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class NetAugStep:
     ) -> None:
         super().__init__(*args, **kwargs)
         if not (math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f"alpha is a finite weight, 0 or more, got {alpha}")
+            raise ValueError(f"alpha must be finite and at least 0, got {alpha}")
         if interval < 1:
-            raise ValueError(f"interval is a number of steps, 1 or more, got {interval}")
+            raise ValueError(f"interval must be at least 1, got {interval}")
         if not 0 < share <= 1:
-            raise ValueError(f"share is a share of the batch, above 0 and at most 1, got {share}")
+            raise ValueError(f"share must be above 0 and at most 1, got {share}")
         if surgery not in (None, "tensor", "all"):
-            raise ValueError(f"surgery is 'tensor', 'all' or None, got {surgery!r}")
+            raise ValueError(f"surgery must be 'tensor', 'all' or None, got {surgery!r}")
         if distill is not None and alpha == 0:
             raise ValueError("distill needs augmented networks that are trained: set alpha above 0")
         self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
@@ -113,19 +113,19 @@ class NetAugStep:
         self.width = self.expand = True
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
-        self._sampled = {"width", "expand"}  # roles with factors to choose from; both until the model is known
-        self._counting: list[nn.Module] = []  # modules with buffers: norms, above all
+        self._sampled = {"width", "expand"}  # roles with more than one factor; both until the model is known
+        self._counting: list[nn.Module] = []  # modules with buffers, mostly norms
         self._augmented: _AugmentedPass | None = None  # of this iteration
         self._skipped_in_a_row = 0
         self._other_gradients: list[Tensor | None] | None = None
 
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Context of the base forward pass, before which the augmented pass is run.
+        """Context of the base forward pass; runs the augmented pass when that begins.
 
         Raises:
-            RuntimeError: If nothing in the model is elastic, its step is compiled, or the gradients of both passes
-                cannot be kept apart.
+            RuntimeError: If nothing in the model is elastic, the model is compiled, or the gradients of the two passes
+                cannot be separated.
         """
         self._attach(model)
         with contextlib.ExitStack() as stack:
@@ -135,7 +135,7 @@ class NetAugStep:
                     stack.enter_context(self.distillation.watching(unwrapped(model)))
 
                 def run_once(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-                    hook.remove()  # the augmented pass calls the model, too
+                    hook.remove()  # the augmented pass calls the model too
                     self._augmented = self._augmented_pass(args, kwargs)
 
                 hook = model.register_forward_pre_hook(run_once, with_kwargs=True)
@@ -143,7 +143,7 @@ class NetAugStep:
             yield
 
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
-        """Backward of the base loss, and the optimizer step when one is due.
+        """Backward pass of the base loss, and the optimizer step if it is due.
 
         Args:
             loss: The base loss, a scalar.
@@ -176,11 +176,11 @@ class NetAugStep:
             self.clip_grad_kwargs = settings
             self._other_gradients = None
 
-    @torch.compiler.disable  # compiled, it would not see that it is
+    @torch.compiler.disable  # compiled code cannot tell that it is compiled
     def _attach(self, model: nn.Module) -> None:
         if model is self._model:
             return
-        # A frozen copy, as the teacher of a semi-supervised detector, stays at base widths.
+        # A frozen copy, such as the teacher of a semi-supervised detector, stays at base widths.
         self._spaces = find_spaces(model, trained_only=True)
         if not self._spaces:
             raise RuntimeError(
@@ -206,7 +206,7 @@ class NetAugStep:
 
     def _augments(self) -> bool:
         widens = (self.width and "width" in self._sampled) or (self.expand and "expand" in self._sampled)
-        # All iterations whose gradients one step gathers are alike: with clipping, the last one synchronises for all.
+        # The same for all iterations accumulated into a step: with clipping, the last one synchronises for all of them.
         due = self._inner_count // self._accumulative_counts % self.interval == 0
         return self.alpha > 0 and widens and due
 
@@ -214,11 +214,11 @@ class NetAugStep:
         return bool(self.clip_grad_kwargs) and not self.clip_together
 
     def _keeps_apart(self) -> bool:
-        """Whether the gradients of the two passes are gathered apart, and added when the optimizer steps."""
+        """Whether the two gradients are accumulated separately and added in the optimizer step."""
         return self._clips_apart() or self.surgery is not None
 
     def _share_of_sum(self) -> float:
-        """What each gradient is multiplied by before the two are added."""
+        """Factor of each gradient in the sum."""
         return 1 / (1 + self.alpha) if self.normalize else 1.0
 
     def _widths(self, space: ElasticSpace, iteration: int) -> list[int]:
@@ -257,21 +257,21 @@ class NetAugStep:
                 self._count_skipped()
                 return _AugmentedPass(skipped=True)
             weight = self.alpha if self._keeps_apart() else self.alpha * self._share_of_sum()
-            # Backward inside of the contexts: activation checkpointing recomputes at the sampled widths.
+            # Inside of the contexts, since activation checkpointing recomputes at the sampled widths.
             with torch.autocast(loss.device.type, enabled=False):
                 self.backward(self.scale_loss(weight * loss))
-        torch.clear_autocast_cache()  # the base pass casts the weights for a graph of its own
-        self._inner_count = iteration  # a step counts once, though it runs two backward passes
+        torch.clear_autocast_cache()  # the base pass needs casts of the weights in its own graph
+        self._inner_count = iteration  # two backward passes, but one step
         if not self._keeps_apart():
             self._skipped_in_a_row = 0
         self.message_hub.update_scalar("train/loss_aug", loss.item())
         return _AugmentedPass(skipped=False, outputs=outputs)
 
     def _count_skipped(self) -> None:
-        """Notes that an augmented pass gave no finite gradient.
+        """Counts an augmented pass without a finite gradient.
 
         Raises:
-            RuntimeError: If that has happened many times in a row.
+            RuntimeError: If too many of them follow each other.
         """
         name = "train/netaug/skipped"
         known = self.message_hub.log_scalars
@@ -288,7 +288,7 @@ class NetAugStep:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _swap_gradients(self) -> None:
-        """Exchanges the base gradients and the augmented ones, which gather apart over accumulated iterations."""
+        """Exchanges base and augmented gradients, which accumulate separately."""
         parameters = self._parameters()
         others = self._other_gradients or [None] * len(parameters)
         self._other_gradients = [parameter.grad for parameter in parameters]
@@ -298,7 +298,7 @@ class NetAugStep:
     def _combine(self) -> None:
         """Adds the augmented gradients to the base ones, after clipping and surgery.
 
-        Augmented gradients that are not finite are left out; in float16 the loss scaler skips the whole step.
+        Augmented gradients that are not finite are dropped; in float16 the loss scaler skips the whole step.
         """
         parameters = self._parameters()
         if self._clips_apart():
@@ -322,12 +322,12 @@ class NetAugStep:
                 parameter.grad.mul_(share)
 
     def _scales_losses(self) -> bool:
-        """Whether a loss scaler is at work, as in float16: it skips steps whose gradients are not finite."""
+        """Whether a loss scaler is active, as in float16; it skips steps whose gradients are not finite."""
         scaler = getattr(self, "loss_scaler", None)
         return scaler is not None and scaler.is_enabled()
 
     def _clip_each(self, settings: dict[str, Any]) -> None:
-        """Clips the gradients of each pass by themselves, and logs their norms."""
+        """Clips the gradients of the two passes separately and logs their norms."""
         scaler = getattr(self, "loss_scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
         settings = {
@@ -337,11 +337,11 @@ class NetAugStep:
         gradients = [g for g in (*(p.grad for p in parameters), *self._other_gradients) if g is not None]
         finite = not self._scales_losses() or "clip_value" not in settings or all(g.isfinite().all() for g in gradients)
         if not finite:
-            settings["clip_value"] = math.inf  # a clipped infinity is a number: the scaler would not skip this step
+            settings["clip_value"] = math.inf  # clipped infinities are finite: the scaler would not skip the step
         for name in ("", "_aug"):
             with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
             size = self.clip_func(with_gradient, **settings) if with_gradient else None
-            if size is not None:  # clipping by value returns nothing
+            if size is not None:  # None when clipping by value
                 self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(size) / scale)
             self._swap_gradients()
 
@@ -353,4 +353,4 @@ class NetAugOptimWrapper(NetAugStep, OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class NetAugAmpOptimWrapper(NetAugStep, AmpAnywhere):
-    """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, and bfloat16 on a CPU."""
+    """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, or bfloat16 on a CPU."""

@@ -1,4 +1,4 @@
-"""Learning curves (the paper's figure 4): the tiny network on training images, seen as test images are."""
+"""Accuracy on training images, for learning curves such as the paper's figure 4."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from mmnetaug.registry import HOOKS
 
 @HOOKS.register_module()
 class TrainAccuracyHook(Hook):
-    """Evaluates on part of the training images, by the pipeline and metrics of validation, after every validation.
+    """After every validation, evaluates on training images with the pipeline and metrics of validation.
 
-    The loss of training says little about under-fitting: its images are augmented and its labels smoothed. The values
-    are logged beside those of validation, under the same names behind ``train_``: in log, ``scalars.json`` and
-    TensorBoard.
+    The training loss says little about under-fitting, since images are augmented and labels smoothed. The values are
+    logged beside those of validation, with the prefix ``train_``, in the log, ``scalars.json`` and TensorBoard.
 
     Args:
-        images: How many training images, the same ones every time; all of them if there are fewer.
+        images: Number of training images, the same ones every time; all of them if there are fewer.
     """
 
-    priority = "VERY_HIGH"  # before an EMAHook of any priority takes the averaged weights away
+    priority = "VERY_HIGH"  # before an EMAHook of any priority swaps the averaged weights out
 
     def __init__(self, images: int = 10000) -> None:
         self.images = images
@@ -40,7 +39,7 @@ class TrainAccuracyHook(Hook):
         """Builds the loader and the evaluator.
 
         Raises:
-            ValueError: The evaluator reads the validation images' annotations from a file of its own.
+            ValueError: The evaluator reads the annotations of the validation images from its own file.
         """
         if not runner.cfg.get("val_dataloader"):
             return
@@ -60,7 +59,7 @@ class TrainAccuracyHook(Hook):
         self._loader = runner.build_dataloader(validation)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Evaluates, and hands the values to the hooks that log (which come later)."""
+        """Evaluates, and adds the values to the log."""
         if self._loader is None:  # tools/test.py
             return
         runner.model.eval()

@@ -1,8 +1,8 @@
-"""Modules that cannot be traced, taken as black boxes: what they read and make is known by its shape alone.
+"""Black boxes: modules that cannot be traced, of which only the shapes of inputs and outputs are known.
 
-Compiled operators of other libraries (deformable convolutions) and code that branches on values cannot run on shapes.
-The module that holds them is replaced, while tracing, by one operator that nothing is known of. So its channels stay at
-base width, and everything around it can be augmented.
+Compiled operators of other libraries (deformable convolutions) and code that branches on values cannot run on fake
+tensors. While tracing, the module that holds them is replaced by an opaque operator. Its channels stay at base width,
+and everything around it can be augmented.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 Boxes = dict[nn.Module, list[Any]]
-"""Modules that cannot be traced, and what each of their calls in one forward pass returns (tensors without values)."""
+"""Modules that cannot be traced, and the results of their calls in one forward pass, as tensors on the meta device."""
 
 
 @torch.library.custom_op("mmnetaug::black_box", mutates_args=())
@@ -36,14 +36,14 @@ def _(inputs: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 
 def find_black_boxes(model: nn.Module, run: Callable[[], Any]) -> Boxes:
-    """Finds the innermost modules that cannot run on shapes alone.
+    """Finds the innermost modules that cannot run on fake tensors.
 
     Args:
         model: The network, in evaluation mode.
         run: Runs its forward pass.
 
     Returns:
-        Those modules and others of their classes; empty where there are none, or the network itself is one.
+        These modules and all others of their classes; empty if there are none, or if the network itself is one.
     """
     boxes: Boxes = {}
     while (failing := _failing(model, run, boxes)) is not None:
@@ -56,7 +56,7 @@ def find_black_boxes(model: nn.Module, run: Callable[[], Any]) -> Boxes:
 
 @contextlib.contextmanager
 def without_values() -> Iterator[None]:
-    """Lets tensors have shapes but no values for the time of a ``with`` block; failures are the caller's to report."""
+    """Makes all tensors fake inside of a ``with`` block. Errors are not logged: the caller reports them."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     silent, log.disabled = log.disabled, True
     try:
@@ -68,7 +68,7 @@ def without_values() -> Iterator[None]:
 
 @contextlib.contextmanager
 def boxed(boxes: Boxes) -> Iterator[None]:
-    """Replaces the forward pass of black boxes for the time of a ``with`` block."""
+    """Replaces the forward passes of black boxes inside of a ``with`` block."""
 
     def replacement(calls: list[Any]) -> Callable[..., Any]:
         results = itertools.cycle(calls)
@@ -89,18 +89,16 @@ def boxed(boxes: Boxes) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a network's code fails, in one line.
-
-    Call it where the error is caught.
+    """The first line of an error of a network's code. To be called where the error is caught.
 
     Raises:
-        Exception: The error itself, if code of ``mmnetaug/elastic`` raised it: our own faults must not hold channels.
+        Exception: The error itself, if code of ``mmnetaug/elastic`` raised it: our own bugs must not hold channels.
     """
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
-    files = [Path(code.co_filename) for code in codes if code.co_name != "__torch_dispatch__"]  # which looks on
+    files = [Path(code.co_filename) for code in codes if code.co_name != "__torch_dispatch__"]  # only observes
     ours = [number for number, file in enumerate(files) if file.is_relative_to(_ELASTIC)]
     if ours:
-        behind = files[ours[-1] + 1 :]  # torch's own files, or the network's: a module is called by torch's module.py
+        behind = files[ours[-1] + 1 :]  # torch's files, or the network's: torch's module.py calls modules
         if all(file.is_relative_to(_TORCH) and file != _MODULE for file in behind):
             raise error
     return next(iter(str(error).splitlines()), type(error).__name__)
@@ -111,7 +109,7 @@ _TORCH, _MODULE = Path(torch.__file__).parent, Path(nn.modules.module.__file__)
 
 
 def _failing(model: nn.Module, run: Callable[[], Any], boxes: Boxes) -> nn.Module | None:
-    """The innermost module whose own code fails on shapes alone, or None."""
+    """The innermost module whose code fails on fake tensors, or None."""
     entered: list[nn.Module] = []
     hooks = []
     for module in model.modules():
@@ -130,7 +128,7 @@ def _failing(model: nn.Module, run: Callable[[], Any], boxes: Boxes) -> nn.Modul
 
 
 def _record(modules: list[nn.Module], run: Callable[[], Any]) -> Boxes:
-    """What the calls of modules return, from one real forward pass; modules that are not called are left out."""
+    """Records the results of calls of modules in one real forward pass; omits modules that are not called."""
     boxes: Boxes = {}
 
     def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:

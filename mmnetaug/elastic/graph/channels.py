@@ -1,8 +1,8 @@
-"""Runs of channels: which positions of which tensors must always share one width.
+"""Runs of channels: which channels of which tensors must always have the same width.
 
-A *run* is a stretch of neighbouring channels that is widened as one; the channels of a tensor are a sequence of runs
-(one behind a convolution, several behind a concatenation). ``Channels`` is a union-find over runs whose members can
-also be cut: joining ``[16]`` with ``[8, 8]`` cuts the first, wherever else it appears.
+A *run* is a range of neighbouring channels that is widened as a unit. The channels of a tensor are a sequence of runs:
+one after a convolution, several after a concatenation. ``Channels`` is a union-find over runs that can also split them:
+joining ``[16]`` with ``[8, 8]`` splits the first, wherever else it appears.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Layout = tuple[int, ...]
 
 
 class ChannelsDiffer(ValueError):
-    """Different numbers of channels are said to be the same."""
+    """Two layouts that must be the same have different numbers of channels."""
 
 
 class Channels:
-    """A table of runs. Layouts handed out stay valid: ``resolve`` tells what they have become."""
+    """A table of runs. Layouts stay valid when runs are joined or split: ``resolve`` gives the current runs."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._size: list[int] = []
         self._step: list[int] = []  # widths of a run are multiples of this
-        self._held: list[str | None] = []  # why a run must stay at its base width
-        self._parts: dict[int, Layout] = {}  # a run that was cut: its two parts
+        self._held: list[str | None] = []  # why a run must stay at base width
+        self._parts: dict[int, Layout] = {}  # the two parts of a run that was split
         self._ties: list[tuple[Layout, Layout]] = []
 
     def new(self, size: int) -> Layout:
@@ -38,7 +38,7 @@ class Channels:
         return (len(self._parent) - 1,)
 
     def resolve(self, layout: Layout) -> Layout:
-        """The runs a layout consists of now, after all joins and cuts."""
+        """The runs that a layout consists of, after all joins and splits."""
         runs: list[int] = []
         for run in layout:
             run = _find(self._parent, run)
@@ -54,11 +54,11 @@ class Channels:
         return self._step[run]
 
     def held(self, run: int) -> str | None:
-        """Why the run stays at its base width, or None."""
+        """Why the run stays at base width, or None."""
         return self._held[run]
 
     def join(self, a: Layout, b: Layout) -> None:
-        """The two layouts are the same channels from now on (a residual sum, a norm and its input, ...).
+        """Makes two layouts the same channels (the operands of a residual sum, a norm and its input, ...).
 
         Raises:
             ChannelsDiffer: If their numbers of channels differ.
@@ -68,7 +68,7 @@ class Channels:
         self._align(a, b, self._union)
 
     def _align(self, a: Layout, b: Layout, act: Callable[[int, int], None]) -> None:
-        """Cuts both layouts at each other's borders, and acts on each pair of runs that lie at the same place."""
+        """Splits both layouts at each other's boundaries, then calls ``act`` on every pair of aligned runs."""
         left, right = self.resolve(a), self.resolve(b)
         while left:
             x, y = left[0], right[0]
@@ -80,11 +80,11 @@ class Channels:
             else:
                 act(x, y)
                 left, right = left[1:], right[1:]
-            # A cut or a union may concern what is still to come: a run can appear several times.
+            # A split or union may affect the remaining runs: a run can appear several times.
             left, right = self.resolve(left), self.resolve(right)
 
     def part(self, layout: Layout, start: int, stop: int) -> Layout:
-        """The layout of channels ``start`` to ``stop``; a run that these fall inside is cut there."""
+        """The layout of channels ``start`` to ``stop``; splits runs at these positions."""
         for position in (start, stop):
             offset = 0
             for run in self.resolve(layout):
@@ -100,7 +100,7 @@ class Channels:
         return tuple(picked)
 
     def tie(self, a: Layout, b: Layout) -> None:
-        """The two layouts are equally wide without being the same channels (the halves of a ``chunk``).
+        """Makes two layouts equally wide without being the same channels (the halves of a ``chunk``).
 
         Raises:
             ChannelsDiffer: If their numbers of channels differ.
@@ -110,21 +110,21 @@ class Channels:
         self._ties.append((a, b))
 
     def require_multiple(self, layout: Layout, step: int) -> None:
-        """Widths of every run must be multiples of ``step`` (grouped convolution, group norm)."""
+        """Restricts the widths of every run to multiples of ``step`` (grouped convolution, group norm)."""
         for run in self.resolve(layout):
             self._step[run] = math.lcm(self._step[run], step)
             if self._size[run] % self._step[run]:
                 self.hold((run,), f"its {self._size[run]} channels do not divide into groups of {self._step[run]}")
 
     def hold(self, layout: Layout, reason: str) -> None:
-        """Keeps every run of the layout at its base width; the first reason given is kept."""
+        """Keeps every run of the layout at base width; the first reason counts."""
         for run in self.resolve(layout):
             self._held[run] = self._held[run] or reason
 
     def variables(self) -> list[list[int]]:
-        """The runs by width variable: runs listed together always have the same number of channels."""
+        """Groups the runs by width variable: runs in one list always have the same number of channels."""
         runs = -1
-        while runs != len(self._parent):  # a cut may put new borders into layouts that were aligned before
+        while runs != len(self._parent):  # a split may add boundaries to layouts that are aligned already
             runs = len(self._parent)
             for a, b in self._ties:
                 self._align(a, b, lambda x, y: None)

@@ -1,7 +1,7 @@
-"""The exported graph of a forward pass: a list of operators that can be read once, and compared at other widths.
+"""The exported graph of a forward pass, as a list of operators that can be compared between widths.
 
-``torch.export`` gives nodes that refer to each other, with regions (autocast, no_grad) as graphs of their own. Here
-they become one list, in which every tensor has a number: two graphs compute the same if their lists are equal.
+``torch.export`` gives nodes that refer to each other, with regions (autocast, no_grad) as nested graphs. They are
+flattened into one list in which every tensor has a number. Two graphs compute the same if their lists are equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TraceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of a graph: its number in the order of making, shape and type. Equal whatever the shape."""
+    """A tensor of a graph: its number in order of creation, shape and type. The shape does not enter comparisons."""
 
     number: int
     shape: tuple[int, ...] = field(compare=False)
@@ -37,15 +37,15 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """An operator of a graph, or the settings of a region that is entered.
+    """A call of an operator, or the settings of a region that begins.
 
     Attributes:
-        name: Of the operator, without the underscore of in-place ones.
+        name: Name of the operator, without the underscore of in-place ones.
         target: The operator itself.
         module: Name of the module whose code calls it.
-        args: Its arguments, ``Ref`` for tensors.
-        kwargs: Those given by name.
-        results: What it gives, nested as it is.
+        args: Its positional arguments, with a ``Ref`` for every tensor.
+        kwargs: Its keyword arguments.
+        results: Its results, nested as it returns them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Step:
 
     @property
     def refs(self) -> list[Ref]:
-        """The tensors that it gives."""
+        """The tensors that it returns."""
         return [leaf for leaf in pytree.tree_leaves(self.results) if isinstance(leaf, Ref)]
 
     @property
@@ -67,7 +67,7 @@ class Step:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All arguments by name."""
+        """All arguments, by name."""
         schema = getattr(self.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if schema else map(str, range(len(self.args)))
         return dict(zip(names, self.args, strict=False)) | self.kwargs
@@ -78,10 +78,10 @@ class Graph:
     """An exported graph.
 
     Attributes:
-        sources: Names of parameters and buffers, None for the image and for constants; and their tensors.
+        sources: Input tensors with the names of parameters and buffers, or None for the image and for constants.
         constants: Values of the constants.
         steps: The operators in order.
-        outputs: The tensors that the network gives, and those that it writes into buffers.
+        outputs: The tensors that the network returns, and those that it writes into buffers.
     """
 
     sources: list[tuple[str | None, Ref]] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Graph:
 
 
 def export(model: nn.Module, forward: Forward, image: Tensor, boxes: Boxes) -> Graph:
-    """The graph of a network's forward pass in evaluation, but for the inside of black boxes.
+    """Exports a network's forward pass in evaluation mode, without the inside of black boxes.
 
     Raises:
         TraceError: If ``torch.export`` cannot trace the network.
@@ -114,7 +114,7 @@ def export(model: nn.Module, forward: Forward, image: Tensor, boxes: Boxes) -> G
 
 
 class _Unroller:
-    """Makes one list of a graph and the graphs of its regions."""
+    """Flattens a graph and the graphs of its regions into one list."""
 
     def __init__(self) -> None:
         self.graph, self.count = Graph(), 0
@@ -141,7 +141,7 @@ class _Unroller:
         return ref
 
     def number(self, value: Any) -> Any:
-        """A tensor becomes the next ``Ref``."""
+        """Replaces a tensor by the next ``Ref``."""
         if not isinstance(value, Tensor):
             return value
         self.count += 1
@@ -166,7 +166,7 @@ class _Unroller:
                 return look_up(node.args[0])
             elif node.target is operator.getitem:
                 values[node] = look_up(node.args[0])[node.args[1]]
-            elif _name(node) != "_assert_tensor_metadata":  # what a cast expects; computes nothing
+            elif _name(node) != "_assert_tensor_metadata":  # an assertion on dtypes, which computes nothing
                 args, kwargs = look_up(node.args), look_up(node.kwargs)
                 inside = next((arg for arg in args if isinstance(arg, fx.GraphModule)), None)
                 if inside is None:
@@ -191,7 +191,7 @@ def _name(node: fx.Node) -> str:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Switches to evaluation (or training) for the time of a ``with`` block; what modules do about it is done too."""
+    """Switches to evaluation (or training) mode inside of a ``with`` block, and restores the mode of each module."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     for module in modes:
@@ -206,10 +206,9 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_attributes(model: nn.Module) -> Iterator[None]:
-    """Gives modules back the attributes that they had before a ``with`` block.
+    """Restores all attributes of modules after a ``with`` block.
 
-    In a forward pass on shapes alone, modules put tensors without values into their caches, and note that they have
-    initialised themselves.
+    In a forward pass on fake tensors, modules may cache those, or record that they are initialised.
     """
     kept = []
     for module in model.modules():

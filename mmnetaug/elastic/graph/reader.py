@@ -25,8 +25,8 @@ def trace(model: nn.Module, forward: Forward, image: Tensor) -> Trace:
     """Traces a plain network.
 
     Args:
-        model: The network; its mode (train/eval) is restored.
-        forward: Calls the network and returns its output tensors. Channels that reach an output stay at base width.
+        model: The network; its mode is restored.
+        forward: Calls the network and returns its output tensors, whose channels stay at base width.
         image: An example input, (N, C, H, W).
 
     Raises:
@@ -61,7 +61,7 @@ class Reader:
 
     def __init__(self, model: nn.Module, found: Trace) -> None:
         self.model, self.found, self.channels = model, found, found.channels
-        self.step: Step  # that is being read
+        self.step: Step  # the current one
 
     def read(self) -> None:
         graph, values = self.found.graph, self.found.values
@@ -76,7 +76,7 @@ class Reader:
             self.hold(values[ref], "an output of the network")
 
     def source(self, name: str | None, ref: Ref) -> Value:
-        """A parameter or a buffer by its name; the image and constants have none."""
+        """Creates the value of a parameter or buffer, or of the image or a constant, which have no name."""
         if name is None:
             return Value(ref.shape)
         dims = {dim: self.channels.new(size) for dim, size in enumerate(ref.shape) if size > 1}
@@ -107,7 +107,7 @@ class Reader:
             return results
 
     def note_argument(self, argument: str, *counted: tuple[Layout, int]) -> None:
-        """Notes that numbers in an argument of the operator count channels, or groups or parts of them."""
+        """Records that numbers in an argument of the operator count channels, or groups or parts of them."""
         self.found.count_arguments[-1][argument] = list(counted)
 
     def hold(self, value: Value, reason: str) -> None:
@@ -115,7 +115,7 @@ class Reader:
             self.channels.hold(layout, reason)
 
     def join(self, a: Layout | None, b: Layout | None) -> Layout | None:
-        """Joins the channels of two operands, either of which may be fixed (None)."""
+        """Joins the channels of two operands, of which either may be fixed (None)."""
         if a is not None and b is not None:
             self.channels.join(a, b)
         elif a is not None or b is not None:
@@ -123,7 +123,7 @@ class Reader:
         return a or b
 
     def made(self, weight: Value, dim: int) -> Layout:
-        """The channels that a weight makes."""
+        """The output channels of a weight."""
         if dim in weight.dims:
             return weight.dims[dim]
         made = self.channels.new(weight.shape[dim])
@@ -132,11 +132,11 @@ class Reader:
         return made
 
     def owner(self, weight: Value) -> str:
-        """Name of the module whose weight it is; of the one whose code is being read, if the weight is computed."""
+        """Name of the module that owns a weight, or of the one whose code is being read if the weight is computed."""
         return weight.parameter.rpartition(".")[0] if weight.parameter else self.step.module
 
     def equal_parts(self, layout: Layout, count: int) -> list[Layout]:
-        """Divides channels into parts that stay equally wide."""
+        """Splits channels into parts that stay equally wide."""
         size = self.channels.size(layout) // count
         parts = [self.channels.part(layout, size * i, size * (i + 1)) for i in range(count)]
         for part in parts[1:]:
@@ -144,7 +144,7 @@ class Reader:
         return parts
 
     def note_producer(self, weight: Value, dim: int, read: Layout | None, made: Layout, pooled: bool) -> None:
-        """Notes that channels are made from those along dimension ``dim`` of a weight."""
+        """Records that a weight maps the channels along its dimension ``dim`` to new ones."""
         owner = self.owner(weight)
         self.found.input_dims[weight.parameter or f"{owner}.weight"] = dim
         self.found.producers.append(Producer(owner, made, read, pooled))
@@ -153,34 +153,34 @@ class Reader:
             self.found.uses.append((owner, read))
 
     def note_attribute(self, vector: Value, attribute: str, layout: Layout | None, base: int | tuple[int, ...]) -> None:
-        """Notes that the module of a norm's vector counts channels in an attribute, if it has that."""
+        """Records that the module that owns a vector counts channels in an attribute, if it has that attribute."""
         owner = self.owner(vector)
         if layout is not None and attribute in vars(self.model.get_submodule(owner)):
             self.found.count_attributes.append((owner, attribute, layout, base))
 
     def note_literal(self, size: int, layout: Layout) -> None:
-        """Notes that the module being read counts channels in the one attribute of this value that its methods use."""
+        """Records that the current module counts channels in the one attribute of this value that its methods use."""
         module = self.model.get_submodule(self.step.module)
         integers = {name: value for name, value in vars(module).items() if type(value) is int}
         equal = [name for name in _read_by_methods(module) if integers.get(name) == size]
-        if len(equal) == 1:  # of several it cannot be told which one it is
+        if len(equal) == 1:  # among several it is unknown which one
             self.found.count_attributes.append((self.step.module, equal[0], layout, size))
 
 
 def _read_by_methods(module: nn.Module) -> set[str]:
-    """Names that the methods of a module refer to, but for its constructor."""
+    """Names that the methods of a module refer to, except for its constructor."""
     own = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
     methods = [value for kind in own for name, value in vars(kind).items() if name != "__init__"]
     codes = [method.__code__ for method in methods if inspect.isfunction(method)]
     names: set[str] = set()
-    for code in codes:  # which grows by the functions inside
+    for code in codes:  # grows by nested functions
         names.update(code.co_names)
         codes.extend(constant for constant in code.co_consts if inspect.iscode(constant))
     return names
 
 
 def _functional(target: Any) -> Any:
-    """The functional twin of an in-place operator: only that one carries the pointwise tag."""
+    """The functional variant of an in-place operator, since only that one carries the pointwise tag."""
     packet = getattr(target, "overloadpacket", None)
     name = str(packet).rpartition(".")[2]
     if packet is None or not name.endswith("_") or name.startswith("__"):

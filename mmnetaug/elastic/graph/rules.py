@@ -45,7 +45,7 @@ def convolution(
     if groups == 1:
         reader.note_producer(w, 1, reader.join(read, w.dims.get(1)) if w.shape[1] > 1 else None, made, x.pooled)
     elif w.shape[0] == w.shape[1] * groups:
-        # Widening adds groups and leaves their size alone, so the first groups are the tiny network's.
+        # Widening adds groups and keeps their size, so the first groups are the tiny network's.
         reader.join(read, made)
         reader.channels.require_multiple(made, w.shape[1])
         owner = reader.owner(w)
@@ -57,7 +57,7 @@ def convolution(
     elif read is None or w.shape[1] == 1:
         raise NotUnderstood(f"a grouped convolution from {x.shape[channel]} to {w.shape[0]} channels")
     else:
-        # Other numbers go in than come out: the groups keep their number, each of them is widened.
+        # Input and output differ: the number of groups stays, and each of them is widened.
         reader.note_producer(w, 1, read, made, x.pooled)
         reader.join(reader.equal_parts(read, groups)[0], w.dims[1])
         reader.equal_parts(made, groups)
@@ -92,11 +92,11 @@ def linear(reader: Reader, out: Value, x: Value, w: Value, bias: Value | None = 
 
 @register_rule("batch_norm", "instance_norm")
 def batch_norm(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """Batch and instance norm: every further tensor is a vector over the channels."""
+    """Batch and instance norm: all other tensors are vectors over the channels."""
     for vector in values_in(args, kwargs):
         if vector.shape:
             reader.join(x.dims.get(1), vector.dims.get(0))
-            if reader.step.name == "instance_norm":  # which compares, a batch norm does not
+            if reader.step.name == "instance_norm":  # which checks the number, unlike batch norm
                 reader.note_attribute(vector, "num_features", x.dims.get(1), x.shape[1])
     return Value(out.shape, x.dims, pooled=x.pooled)
 
@@ -120,7 +120,7 @@ def group_norm(reader: Reader, out: Value, x: Value, groups: int, *args: Any, **
     vectors = values_in(args, kwargs)
     for vector in vectors:
         reader.join(x.dims.get(1), vector.dims.get(0))
-    if groups > 1 and 1 in x.dims:  # one group stays one group; more keep their size and grow in number
+    if groups > 1 and 1 in x.dims:  # a single group stays single; several keep their size and grow in number
         if not vectors or vectors[0].parameter is None:
             raise NotUnderstood("a group norm without weights")
         reader.channels.require_multiple(x.dims[1], x.shape[1] // groups)
@@ -138,7 +138,7 @@ def prelu(reader: Reader, out: Value, x: Value, weight: Value) -> Value:
 
 @register_rule("hardswish", "log_sigmoid", "rsub", "where", "masked_fill")
 def pointwise(reader: Reader, out: Value, *args: Any, **kwargs: Any) -> Value:
-    """Any elementwise operator, operands aligned from the last dimension."""
+    """Elementwise operators, with operands broadcast from the last dimension."""
     operands = values_in(args, kwargs)
     dims: dict[int, Layout] = {}
     for dim, size in enumerate(out.shape):
@@ -163,7 +163,7 @@ def pointwise(reader: Reader, out: Value, *args: Any, **kwargs: Any) -> Value:
 @register_rule("zeros_like", "ones_like", "full_like", "softmax", "log_softmax")
 @register_rule("feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def keep(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """Operators that keep every dimension in its place and work along none of the channels' (pooling, resizing)."""
+    """Operators that keep the order of dimensions and do not mix channels (pooling, resizing)."""
     if isinstance(out, list | tuple):
         return [keep(reader, item, x) for item in out]
     for dim in x.dims:
@@ -175,7 +175,7 @@ def keep(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Any
 
 @register_rule("flip", "roll")
 def flip(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
-    """``flip`` and ``roll``, whose last argument says along which dimensions."""
+    """``flip`` and ``roll``, whose last argument lists the dimensions."""
     everywhere = reader.step.name == "roll" and (len(args) < 2 or not args[1])
     if everywhere or any(d % len(x.shape) in x.dims for d in flat(args[-1])):
         raise NotUnderstood("channels change their order")
@@ -263,11 +263,11 @@ def attention(reader: Reader, out: Value, q: Value, k: Value, v: Value, *args: A
 @register_rule("view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten")
 @register_rule("squeeze", "unsqueeze")
 def reshape(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
-    """Dimensions stay what they are, or fold: channels behind fixed dimensions become one row of them, or back.
+    """Dimensions stay, or channels are folded with fixed dimensions in front of them, or unfolded.
 
-    Folded channels are the same channels over and over (groups, heads or radix of an attention): one layout,
-    repeated. Channels in front of others (a flattened feature map, the way back of a channel shuffle) would lie
-    interleaved: the tiny network's would no longer come first.
+    Folded channels are the same channels repeatedly (groups, heads or the radix of an attention): one layout,
+    repeated. Channels in front of other dimensions (a flattened feature map, the way back of a channel shuffle) would
+    be interleaved: the tiny network's would no longer come first.
     """
     if not math.prod(x.shape):
         raise NotUnderstood("an empty tensor")
@@ -292,7 +292,7 @@ def reshape(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
 
 @register_rule("matmul", "bmm")
 def matmul(reader: Reader, out: Value, x: Value, y: Value) -> Value:
-    """Batched products: rows of the first, columns of the second, whatever is summed over is the same."""
+    """Batched products: rows of the first operand, columns of the second; the summed dimensions are joined."""
     if min(len(x.shape), len(y.shape)) < 2:
         raise NotUnderstood("a product with a vector")
     rows, columns = len(out.shape) - 2, len(out.shape) - 1
@@ -338,7 +338,7 @@ def slice_(
     dim %= len(x.shape)
     dims = dict(x.dims)
     if dim in dims and out.shape[dim] != x.shape[dim]:
-        # As with split: of several equal parts, one.
+        # one of several equal parts, as in split
         first, size = slice(start, stop).indices(x.shape[dim])[0], out.shape[dim]
         if step != 1 or x.shape[dim] % size or first % size:
             raise NotUnderstood("channels are split into unequal parts")

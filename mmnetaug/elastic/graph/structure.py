@@ -1,4 +1,4 @@
-"""The channel structure of a network: what the reader finds out, and what a rule works on."""
+"""The channel structure of a network, which the reader finds, and the values that rules work on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .export import Graph, Ref
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of one tensor of the graph.
+    """A tensor of the graph.
 
     Attributes:
         shape: Its shape at base widths.
-        dims: Layouts of those dimensions that are channels; other dimensions are fixed.
-        parameter: Name, where the tensor is a parameter or buffer itself.
-        pooled: Whether spatial extent was pooled away (what a squeeze-and-excitation gate is computed from).
+        dims: Layouts of the dimensions that consist of channels; all others are fixed.
+        parameter: Its name, if it is a parameter or buffer.
+        pooled: Whether it was pooled over space, as the input of a squeeze-and-excitation gate is.
     """
 
     shape: tuple[int, ...]
@@ -35,8 +35,8 @@ class Producer:
 
     Attributes:
         module: Name of the module that owns the weight.
-        output: Layout of what it makes.
-        input: Layout of what it reads; None for the image or fixed features.
+        output: Layout of its output.
+        input: Layout of its input; None for the image and for fixed features.
         pooled: Whether it reads pooled features.
     """
 
@@ -54,11 +54,11 @@ class Trace:
         channels: The table of runs that all layouts refer to.
         parameters: Per parameter or buffer name, the layouts of its dimensions.
         producers: Convolutions and linear layers in graph order.
-        input_dims: Per parameter that mixes channels into others, the dimension along those it reads.
+        input_dims: Per parameter that maps channels to others, its dimension of input channels.
         uses: Modules that own a convolution or linear weight, each with a layout that it reads or makes.
         count_attributes: Modules whose attribute counts channels: (module name, attribute, layout, base value).
         graph: The graph at base widths.
-        values: What is known of every tensor of the graph. Tells the shapes that are expected at any widths.
+        values: Every tensor of the graph; they give the expected shapes at any widths.
         count_arguments: Per step of the graph, the arguments that count channels: by name, the layouts that they count
             and their base values, one per number of a list.
         boxes: Modules that cannot be traced.
@@ -79,7 +79,7 @@ class Trace:
 
 
 class NotUnderstood(Exception):
-    """The rule for an operator does not cover this use of it; the text is the reason shown to the user."""
+    """The rule of an operator does not cover this use of it; the message is shown to the user as the reason."""
 
 
 def flat(item: Any) -> list[Any]:
@@ -95,7 +95,7 @@ def values_in(args: tuple, kwargs: dict[str, Any]) -> list[Value]:
 
 
 def matching_dims(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[range, range]]:
-    """Matches the dimensions of two shapes of one tensor: the smallest stretches with equal numbers of elements."""
+    """Matches the dimensions of two shapes of one tensor: the shortest ranges with equal numbers of elements."""
     i = j = 0
     while i < len(ours) or j < len(theirs):
         first, other = i, j
