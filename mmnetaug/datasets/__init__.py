@@ -1,4 +1,4 @@
-"""Data that mmdet and mmpretrain do not read by themselves, and the checks made before the first iteration."""
+"""Data sets and transforms that mmdet and mmpretrain lack, and the checks of the data before training."""
 
 from .check import check_data, check_dataset
 from .custom import fill_config, set_data_root

@@ -1,9 +1,8 @@
-"""Checks of the data before the first iteration: is it there, can it be read, do its classes match the config.
+"""Checks the data before the first iteration: are they there, can they be read, do the classes match the config.
 
-Everything that is wrong is found first and told in one :class:`DataError`; what training copes with (a box without
-area, an object of an unknown class) is counted in a warning. Understands mmdet's data sets in VOC and COCO layout,
-classification data sets of mmpretrain, and the wrappers around them; of any other data set it checks that it loads
-and that its images can be read.
+All problems are collected and reported in one :class:`DataError`; what training can handle (a box without area, an
+object of an unknown class) is counted in a warning. VOC and COCO layouts of mmdet, classification data sets of
+mmpretrain and dataset wrappers are checked in full; of any other data set, that it loads and its images can be read.
 """
 
 import os
@@ -28,11 +27,11 @@ from .coco import inspect_coco, read_coco
 from .report import DatasetReport, layouts
 from .voc import VOCLayoutDataset, inspect_voc
 
-DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half as many is decoded
-OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), that sample alone is looked at
-NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # parts with classes of their own, or none
-THREADS = 4  # Pillow decodes without holding the interpreter's lock
-TOGETHER = 64  # files that a thread is handed at once: each by itself would cost more than looking at it
+DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half that number is decoded
+OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), only that sample is opened
+NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # not classes of the data
+THREADS = 4  # Pillow releases the GIL while it decodes
+TOGETHER = 64  # files per task of a thread: single files would cost more to hand over than to check
 
 FOLDERS_LAYOUT = """Images to classify lie in one folder per class, the same folders for training and validation:
     <data_root>/train/<class name>/*.jpg
@@ -44,14 +43,14 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
 
     Args:
         cfg: A whole config.
-        splits: Which of ``<split>_dataloader`` to check; one that the config does not have, or that reads the same
-            data as an earlier one, is passed over.
+        splits: Which of ``<split>_dataloader`` to check; missing ones, and those that read the same data as an earlier
+            one, are skipped.
 
     Returns:
         One report per data set checked.
 
     Raises:
-        DataError: With all problems of all data sets.
+        DataError: There are problems; the message lists those of all data sets.
     """
     init_default_scope(cfg.get("default_scope") or "mmdet")
     reports, seen = [], []
@@ -89,7 +88,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
 
 
 def _find_evaluator_fault(evaluator: dict, dataset: dict) -> str | None:
-    """What is wrong with the annotation file that an evaluator reads, unless it is that of the data set."""
+    """Checks the annotation file of an evaluator, unless it is that of the data set; returns the problem."""
     path = evaluator.get("ann_file")
     if path and not Path(path).is_file():
         return f"is absent: {path}"
@@ -107,17 +106,17 @@ def _lies_at(dataset: dict, ann_file: str) -> bool:
 
 
 def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
-    """Check one data set; of more than 2000 images, a fixed sample of 1000 is decoded to the end.
+    """Check one data set; of more than 2000 images, a fixed sample of 1000 is decoded.
 
     Args:
         dataset: Its config, wrappers included. Its ``type`` must be registered.
-        name: Used in messages; a class without any object is an error in ``'train'`` and a warning elsewhere.
+        name: Used in messages; a class without objects is an error in ``'train'`` and a warning elsewhere.
 
     Returns:
-        What was found.
+        The report.
 
     Raises:
-        DataError: With all problems.
+        DataError: There are problems; the message lists all of them.
     """
     report = _inspect(dataset, name)
     _find_absent_classes(report, name == "train")
@@ -126,12 +125,12 @@ def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
 
 
 def head_num_classes(model: dict) -> set[int]:
-    """Collect the ``num_classes`` of the heads in a model's config."""
+    """Collects the ``num_classes`` of the heads in a model's config."""
     return {owner["num_classes"] for owner in iter_heads(model)}
 
 
 def iter_heads(model: dict) -> Iterator[dict]:
-    """Yield each part of a model's config that has a ``num_classes`` which follows the data."""
+    """Yields the parts of a model's config whose ``num_classes`` follows the data."""
     if model.get("num_classes") is not None:
         yield model
     for key, value in model.items():
@@ -151,7 +150,7 @@ def _raise_problems(reports: Iterable[DatasetReport]) -> None:
 
 
 def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetReport:
-    """Check one data set, going into wrappers, without raising; ``later_steps`` are the wrappers' pipelines."""
+    """Checks a data set, also inside of wrappers, without raising; ``later_steps`` are the wrappers' pipelines."""
     steps = [*(dataset.get("pipeline") or ()), *later_steps]
     if dataset.get("datasets"):
         parts = [_inspect(part, f"{name}[{i}]", steps) for i, part in enumerate(dataset["datasets"])]
@@ -169,7 +168,7 @@ def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetRep
     if report.problems:
         return report
     try:
-        # Paths joined and class names resolved, but no annotation read yet: that would stop at the first fault.
+        # This joins paths and resolves class names without reading annotations, which would stop at the first fault.
         lazy = DATASETS.build({**dataset, "lazy_init": True, "pipeline": []})
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         report.problems.append(f"{dataset['type']} cannot be set up: {error}")
@@ -215,7 +214,7 @@ def _merge(parts: list[DatasetReport], name: str) -> DatasetReport:
 
 
 def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
-    """A class without any object is most often a misspelt name."""
+    """Reports classes without objects, which are often misspelt names."""
     absent = [name for name in report.classes if not report.objects[name]]
     unknown = {name: n for name, n in report.objects.items() if name not in report.classes}
     if absent and report.objects:
@@ -233,7 +232,7 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
 
 
 def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, None]:
-    """Load the data set and see whether that works; returns ``image path: None`` where images are files."""
+    """Loads a data set and checks its labels; returns ``image path: None`` for images that are files."""
     if not report.hint:
         images = hasattr(dataset, "get_gt_labels")
         report.hint = FOLDERS_LAYOUT if images else layouts(dataset.data_root or "<data_root>")
@@ -268,7 +267,7 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
 
 
 def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None:
-    """Check that images exist and can be decoded, and that their size is the annotated one."""
+    """Checks that images exist, can be decoded and have the annotated size."""
     chosen = set(sizes)
     if len(sizes) > DECODE_ALL_UP_TO:
         chosen = set(random.Random(0).sample(sorted(sizes), DECODE_ALL_UP_TO // 2))
@@ -276,14 +275,14 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
             sizes = {path: sizes[path] for path in chosen}
 
     def check(path: str) -> tuple[str, tuple | str | None]:
-        """An image's size, None where it was not decoded, or what is wrong with it."""
+        """The size of an image, None if it was not decoded, or its problem."""
         try:
             if path in chosen or not _ends_properly(path):
                 return path, _decode(path)
             return path, None
         except FileNotFoundError:
             return path, "absent"
-        except Exception as error:  # damaged files make Pillow raise errors of many kinds
+        except Exception as error:  # Pillow raises many kinds of errors for damaged files
             return path, str(error).replace(f" {path!r}", "") or type(error).__name__
 
     absent, damaged, resized = [], [], []
@@ -312,7 +311,7 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
 
 
 def _ends_properly(path: str) -> bool:
-    """Whether a JPEG or PNG file ends with its end mark: a cheap test that finds files cut short."""
+    """Whether a JPEG or PNG file ends with its end marker: a cheap test for truncated files."""
     with open(path, "rb", buffering=0) as file:
         head = file.read(2)
         file.seek(max(os.fstat(file.fileno()).st_size - 12, 0))
@@ -321,7 +320,7 @@ def _ends_properly(path: str) -> bool:
 
 
 def _decode(path: str) -> tuple[int, int]:
-    """Decode an image to the end, which OpenCV does not insist on; returns width and height as loaded for training."""
+    """Decodes a whole image, as OpenCV may not; returns width and height as loaded for training."""
     with Image.open(path) as image:
         image.load()
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: OpenCV turns the image when loading it

@@ -1,6 +1,6 @@
-"""Published classification sets that mmpretrain reads: where they come from, how they lie, and whether all is there.
+"""The published classification data sets that mmpretrain reads: their sources and layouts, and a check of their files.
 
-mmpretrain's own classes stop at the first fault with whatever error it causes. This looks beforehand.
+mmpretrain's classes stop at the first fault with the error that it happens to cause; these are found beforehand.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Layout(NamedTuple):
 
     Attributes:
         source: Where it comes from and how to lay it out.
-        files: Per split, what must be below ``data_root``.
-        images: Per split, how many images there are.
-        variables: Per .mat file, the variable it must hold and that variable's fields.
+        files: Files and folders below ``data_root`` that each split needs.
+        images: Number of images of each split.
+        variables: Variables that each .mat file must hold, with their fields.
     """
 
     source: str
@@ -90,14 +90,14 @@ test.txt.""",
 
 
 def find_faults(kind: str, dataset: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Look whether what a published data set consists of is below its ``data_root``.
+    """Checks that the files of a published data set are below its ``data_root``.
 
     Args:
         kind: Name of mmpretrain's class.
         dataset: Its config.
 
     Returns:
-        What is wrong, and where the data set comes from; nothing and "" for sets that are not known here.
+        The problems, and where the data set comes from; an empty list and "" for unknown sets.
     """
     layout, split = LAYOUTS.get(kind), _split(kind, dataset)
     if layout is None or split not in layout.files or dataset.get("ann_file"):
@@ -114,25 +114,25 @@ def find_faults(kind: str, dataset: Mapping[str, Any]) -> tuple[list[str], str]:
 
 
 def few_images(kind: str, dataset: Mapping[str, Any], images: int) -> str | None:
-    """What to say where a data set has fewer images than were published, else None."""
+    """A warning if a data set has fewer images than published, or None."""
     layout = LAYOUTS.get(kind)
     published = layout.images.get(_split(kind, dataset), 0) if layout else 0
     return f"{images} images, of {published} that were published" if images < published else None
 
 
 def _split(kind: str, dataset: Mapping[str, Any]) -> str:
-    defaults = {"Flowers102": "trainval", "OxfordIIITPet": "trainval"}  # as mmpretrain has them
+    defaults = {"Flowers102": "trainval", "OxfordIIITPet": "trainval"}  # mmpretrain's defaults
     prefix = dataset.get("data_prefix")
     return dataset.get("split") or (prefix if isinstance(prefix, str) else None) or defaults.get(kind, "train")
 
 
 def _mat_faults(path: Path, variables: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What is wrong with a .mat file that must hold the given variables, with the given fields."""
+    """Checks that a .mat file holds the given variables with the given fields."""
     if not variables:
         return []
     try:
         content = mat4py.loadmat(str(path))
-    except Exception as error:  # mat4py raises errors of many kinds at files of other formats
+    except Exception as error:  # mat4py raises many kinds of errors for other formats
         return [f"{path} cannot be read as a MATLAB file (version 5): {error}"]
     for name, fields in variables.items():
         if name not in content:

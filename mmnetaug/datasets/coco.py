@@ -1,4 +1,4 @@
-"""COCO annotation files: decoded into typed structs, and checked for what mmdet would stop at or leave out."""
+"""Decodes COCO annotation files into typed structs, and finds what mmdet would fail at or ignore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmnetaug.terminal import abbreviate
 
 from .report import COCO_SOURCE, DatasetReport, layouts
 
-MAX_COORDINATE = 1e6  # no image is that large, and float32 still tells pixels apart
+MAX_COORDINATE = 1e6  # larger than any image, and float32 still resolves single pixels
 Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # pycocotools keeps ids as float64
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=int(MAX_COORDINATE))]
 Coordinate = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
@@ -49,12 +49,12 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     category_id: Id
     bbox: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
     area: float
-    iscrowd: bool | int  # mmdet trains without it, pycocotools does not measure without it
+    iscrowd: bool | int  # optional in mmdet's training, required by pycocotools
     ignore: bool | int | None = None
 
 
 class CocoFile(msgspec.Struct):
-    """What mmdet reads of an annotation file."""
+    """The parts of an annotation file that mmdet reads."""
 
     images: list[CocoImage]
     categories: list[CocoCategory]
@@ -68,10 +68,10 @@ def read_coco(path: str | Path) -> CocoFile:
     """Decode an annotation file.
 
     Raises:
-        DataError: It cannot be read, or something in it is absent or of the wrong type; the message says where.
+        DataError: It cannot be read, or a value is missing or of the wrong type; the message says where.
     """
     try:
-        # as text, like pycocotools: msgspec passes over fields it does not know, whatever their encoding
+        # as text, like pycocotools: msgspec skips unknown fields without checking their encoding
         return _decoder.decode(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a COCO annotation file: {error}") from error
@@ -82,7 +82,7 @@ def inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tuple
 
     Args:
         dataset: Built, but not loaded.
-        report: Filled in.
+        report: To be filled in.
 
     Returns:
         ``image path: (width, height)``.
@@ -122,7 +122,7 @@ def _repeated(values: Sequence) -> list:
 
 def _check_categories(categories: list[CocoCategory], file: str, report: DatasetReport) -> None:
     report.listed = {one.name for one in categories}
-    # CocoDataset numbers the classes in the order of the file, whatever the order in the config.
+    # CocoDataset numbers the classes in the order of the file, not of the config.
     order = [one.name for one in categories if one.name in report.classes]
     if repeated := _repeated(order):
         numbers = [f"{name} has {[one.id for one in categories if one.name == name]}" for name in repeated]
@@ -139,13 +139,13 @@ def _check_categories(categories: list[CocoCategory], file: str, report: Dataset
 
 
 def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset, report: DatasetReport) -> None:
-    """Count the objects of each class, and those that CocoDataset leaves out, by its own arithmetic."""
+    """Counts the objects of each class, and those that CocoDataset ignores by its own rules."""
     annotations, names = content.annotations, [one.name for one in content.categories]
     images = {one.id: i for i, one in enumerate(content.images)}
     categories = {one.id: i for i, one in enumerate(content.categories)}
     count = len(annotations)
 
-    def column(name: str) -> Iterator:  # without a step of Python for each of a million annotations
+    def column(name: str) -> Iterator:  # no Python loop, since there may be a million annotations
         return map(attrgetter(name), annotations)
 
     image = np.fromiter(map(images.get, column("image_id"), repeat(-1)), np.int64, count)
@@ -188,5 +188,5 @@ def _check_annotations(content: CocoFile, paths: list[str], dataset: CocoDataset
     if dataset.filter_cfg and not dataset.test_mode:
         left_out = sizes.min(1) < dataset.filter_cfg.get("min_size", 0)
         if dataset.filter_cfg.get("filter_empty_gt", False):
-            left_out |= ~listed  # whether or not CocoDataset leaves the objects out
+            left_out |= ~listed  # ignored objects count here
         report.leave_out([paths[i] for i in np.flatnonzero(left_out)])

@@ -1,8 +1,8 @@
-"""A user's own detection data without any Python: layout and class names are found, and written into the config.
+"""Detection data of users: finds layout, splits and class names, and writes them into the config.
 
-A config asks for this with ``data_layout = 'auto'`` and says where the data lie with ``data_root``
-(``configs/_base_/custom_data.py`` does). What is filled in are stock settings: the config that MMEngine saves in the
-work directory names every file and class, and runs without this module's help.
+A config requests this with ``data_layout = 'auto'`` and a ``data_root`` (see ``configs/_base_/custom_data.py``). It is
+filled with stock settings: the config that MMEngine saves in the work directory names every file and class, and runs
+without this module.
 """
 
 import json
@@ -22,21 +22,21 @@ from .report import layouts
 from .voc import IMAGE_SUFFIXES, read_image_list, read_voc
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = 0.1  # of the training images, to choose checkpoints by where there is no split for that
+HELD_OUT = 0.1  # of the training images, to select checkpoints if there is no split for that
 
 
 def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
-    """Point a config at its data and, where it asks for that, find out layout, splits and classes.
+    """Sets the data root of a config and, if it requests that, finds layout, splits and classes.
 
     Args:
         cfg: A whole config, changed in place.
-        data_root: Where the data lie; the config's own ``data_root`` if not given.
+        data_root: Folder of the data; by default the config's own ``data_root``.
 
     Returns:
-        The same config. Where it said ``data_layout = 'auto'``, each data loader now reads its split, the evaluators
-        suit the layout, and every head's ``num_classes`` is the number of classes. Where there are images to train on
-        and to test on, but none to choose checkpoints by, a fixed tenth of the former is set aside for that: the lists
-        of both parts are written to ``held_out`` in the work directory.
+        The same config. If it had ``data_layout = 'auto'``, each data loader now reads its split, the evaluators fit
+        the layout, and every head's ``num_classes`` is the number of classes. Without a split to select checkpoints by,
+        a fixed tenth of the training images is held out for that: the lists of both parts are written to ``held_out``
+        in the work directory.
 
     Raises:
         DataError: No data, or no training or no validation split, or no class names below ``data_root``.
@@ -52,16 +52,16 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
     classes = cfg.get("classes") or read_classes(root, splits["train"])
     if not classes:
         raise DataError(f"no image listed in {root / splits['train']['ann_file']} has an annotated object.")
-    cfg.data_root = str(root)  # as it stands in the data sets, so that it can be replaced in all of them
+    cfg.data_root = str(root)  # the same string as in the data sets, so that set_data_root can replace it
     cfg.classes = (classes,) if isinstance(classes, str) else tuple(classes)
     cfg.data_layout = layout
     for name, split in splits.items():
         for dataset in leaves(cfg[f"{name}_dataloader"].dataset) if cfg.get(f"{name}_dataloader") else ():
             for key, value in dict(split, data_root=str(root), metainfo=dict(classes=cfg.classes)).items():
-                dataset[key] = value  # update() would merge the nested dicts with what is there
+                dataset[key] = value  # update() would merge nested dicts
     for name in ("val", "test"):
         if layout == "voc":
-            # 11-point interpolation is kept for VOC 2007, where results are compared with published ones
+            # 11-point interpolation is only for VOC 2007, to compare with published results
             cfg[f"{name}_evaluator"] = dict(type="mmdet.VOCMetric", metric="mAP", eval_mode="area")
         else:
             ann_file = str(root / splits[name]["ann_file"])
@@ -75,17 +75,16 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
 
 
 def set_data_root(cfg: Config, data_root: str | Path) -> None:
-    """Replace the data root in every data set and evaluator of a config.
+    """Replaces the data root in every data set and evaluator of a config.
 
-    MMEngine fills ``data_root`` into the data sets while it reads the file, so that overriding the variable afterwards
-    changes nothing.
+    MMEngine substitutes ``data_root`` while it reads the file, so overriding the variable later has no effect.
 
     Args:
         cfg: A whole config with a ``data_root``, changed in place.
         data_root: The new one.
 
     Raises:
-        ValueError: The config has none, or no data set that lies there.
+        ValueError: The config has no data root, or no data set below it.
     """
     new = str(data_root).rstrip("/") or "/"
     old = cfg.get("data_root")
@@ -107,13 +106,13 @@ def set_data_root(cfg: Config, data_root: str | Path) -> None:
     for name in SPLITS:
         for key in (f"{name}_dataloader", f"{name}_evaluator"):
             replace(cfg.get(key))
-    if not replaced and cfg.get("data_layout") != "auto":  # those data sets are yet to be filled in
+    if not replaced and cfg.get("data_layout") != "auto":  # those data sets are filled in later
         raise ValueError(f"no data set of the config lies below its data_root, {old}: set theirs with --cfg-options.")
     cfg.data_root = new
 
 
 def find_layout(root: Path) -> str:
-    """Tell ``'voc'`` from ``'coco'`` by what lies below ``root``.
+    """Detects the layout of the data below ``root``: ``'voc'`` or ``'coco'``.
 
     Raises:
         DataError: It is neither, or both.
@@ -134,7 +133,7 @@ def find_layout(root: Path) -> str:
 
 
 def _layouts_at(root: Path) -> list[str]:
-    # not by the name of the folder alone: some file systems do not tell annotations from Annotations
+    # some file systems do not distinguish annotations from Annotations
     voc = (root / "JPEGImages").is_dir() and any((root / "Annotations").glob("*.xml"))
     coco = any((root / "annotations").glob("*.json"))
     return ["voc"] * voc + ["coco"] * coco
@@ -144,7 +143,7 @@ def _voc_splits(root: Path, held_out: Path) -> dict[str, dict]:
     """Settings of the three data sets, from the lists in ``ImageSets/Main``."""
     folder = root / "ImageSets/Main"
     lists = {path.stem for path in folder.glob("*.txt")}
-    # trainval holds val as well: train on it only where nothing else is there to choose by
+    # trainval contains val: train on it only if there is no val
     train = "train" if "train" in lists and ("val" in lists or "trainval" not in lists) else "trainval"
     measured = [name for name in ("val", "test") if name in lists]
     if train not in lists or not measured:
@@ -168,7 +167,7 @@ def _voc_splits(root: Path, held_out: Path) -> dict[str, dict]:
 
 
 def _check_disjoint(images: dict[Path, set[str]], files: dict[str, Path]) -> None:
-    """Check that no image is trained on and measured on."""
+    """Checks that no training image is used for measuring."""
     for name in ("val", "test"):
         if both := images[files["train"]] & images[files[name]]:
             raise DataError(
@@ -178,7 +177,7 @@ def _check_disjoint(images: dict[Path, set[str]], files: dict[str, Path]) -> Non
 
 
 def _hold_out(images: list) -> tuple[list, list]:
-    """Set the same part of some images aside every time; returns the rest and that part."""
+    """Holds out a fixed part of the images; returns the rest and that part."""
     chosen = set(random.Random(0).sample(range(len(images)), max(1, round(HELD_OUT * len(images))) if images else 0))
     parts = [one for i, one in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
     if not parts[0]:
@@ -187,12 +186,12 @@ def _hold_out(images: list) -> tuple[list, list]:
 
 
 def _below(root: Path, path: Path) -> str:
-    """A path as data sets with that root read it: relative to it where it lies there."""
+    """A path relative to ``root`` if it is below it, as data sets with that root expect it."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def _voc_classes(root: Path, train: dict) -> list[str]:
-    """Names of all training objects, in alphabetical order. Files that cannot be read are left to the checks."""
+    """Class names of all training objects, sorted. Unreadable files are reported by the checks."""
     names, ids = set(), read_image_list(root / train["ann_file"])
     if ids and not any((root / f"Annotations/{image_id}.xml").is_file() for image_id in ids):
         raise DataError(
@@ -210,7 +209,7 @@ def _voc_classes(root: Path, train: dict) -> list[str]:
 def _coco_splits(root: Path, held_out: Path) -> dict[str, dict]:
     """Settings of the three data sets, from the JSON files in ``annotations``."""
     files = {name: _coco_file(root, name) for name in SPLITS}
-    for name in ("val", "test"):  # trainval is no split to measure on
+    for name in ("val", "test"):  # trainval is not for measuring
         files[name] = None if files[name] == files["train"] else files[name]
     has_val = files["val"] is not None
     files["val"], files["test"] = files["val"] or files["test"], files["test"] or files["val"]
@@ -237,10 +236,10 @@ def _coco_splits(root: Path, held_out: Path) -> dict[str, dict]:
 
 
 def _coco_file(root: Path, split: str) -> Path | None:
-    """Find the boxes of a split; COCO's own folder also holds captions and key points."""
+    """Finds the annotation file of a split; COCO's own folder also holds captions and key points."""
     files = sorted((root / "annotations").glob(f"*{split}*.json"))
     files = [path for path in files if path.name.startswith("instances")] or files
-    # 'test' without boxes, as COCO publishes it, is no split to measure on
+    # COCO publishes 'test' without boxes
     files = [path for path in files if not path.name.startswith("image_info")]
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
@@ -249,10 +248,10 @@ def _coco_file(root: Path, split: str) -> Path | None:
 
 
 def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
-    """Find the folder, relative to ``root``, that holds the images of an annotation file.
+    """Finds the folder, relative to ``root``, that holds the images of an annotation file.
 
-    Splits may number their images alike: of several folders with these names, it is the one called as the split is.
-    Beside ``images`` there may be masks or depths under the same names.
+    If several folders have files of these names (numbered images, or masks and depths beside ``images``), the one named
+    after the split is chosen.
     """
     folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
     found = {folder: sum(isfile(folder / name) for name in names[:20]) for folder in folders}
@@ -267,7 +266,7 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
     split = next(split for split in SPLITS if split in called)
     of_splits = [any(split in str(folder.relative_to(root)) for split in SPLITS) for folder in best]
     rules = [lambda name: name == called, lambda name: name == split]
-    # such as train2017; but beside a folder of all images, one called val_... may hold pictures drawn for validation
+    # such as train2017; if another folder holds all images, val_... may hold drawings of predictions
     if all(of_splits):
         rules.append(lambda name: split in name)
     if not any(of_splits):
@@ -285,15 +284,15 @@ def _coco_folder(root: Path, ann_file: Path, names: list[str]) -> str:
 
 
 def _same_images(folder: Path, other: Path, names: list[str]) -> bool:
-    """Whether two folders are one, or hold links to the same images."""
+    """Whether two folders are the same, or hold links to the same images."""
     pairs = [(folder / name, other / name) for name in names[:20]]
     return any(isfile(one) and isfile(two) and one.samefile(two) for one, two in pairs)
 
 
 def _coco_classes(root: Path, train: dict) -> list[str]:
-    """Names of the categories that have training objects, in the order of the file, on which ``CocoDataset`` insists.
+    """Names of the categories with training objects, in the order of the file, as ``CocoDataset`` requires.
 
-    Categories without objects are often the parents of others in exported files.
+    In exported files, categories without objects are often parents of others.
     """
     content = read_coco(root / train["ann_file"])
     used = {one.category_id for one in content.annotations}

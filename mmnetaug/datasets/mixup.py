@@ -1,8 +1,8 @@
 """Detection mixup (Zhang et al., "Bag of freebies for training object detection neural networks", 2019).
 
-Two whole images are blended and the boxes of both are kept. Each box is worth as much in the loss as its image is in
-the picture: ``gt_instances.weights``, which :class:`mmnetaug.models.DepthwiseYOLOV3Head` reads. Used in the pipeline of
-mmdet's ``MultiImageMixDataset``, followed by :class:`PackMixedDetInputs`.
+Two whole images are blended and the boxes of both are kept. The loss of each box is weighted by the share of its image:
+``gt_instances.weights``, which :class:`mmnetaug.models.DepthwiseYOLOV3Head` reads. For the pipeline of mmdet's
+``MultiImageMixDataset``, followed by :class:`PackMixedDetInputs`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmnetaug.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class DetectionMixUp(BaseTransform):
-    """Blends an image with another one of the data set.
+    """Blends an image with another image of the data set.
 
     Args:
         alpha: The first image's share is drawn from Beta(alpha, alpha); 1.5 in the paper above.
@@ -33,9 +33,9 @@ class DetectionMixUp(BaseTransform):
         return np.random.randint(len(dataset))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Blend ``img``; join boxes, labels and ignore flags; add ``gt_weights`` (n,), each box's share.
+        """Blends ``img``; joins boxes, labels and ignore flags; adds ``gt_weights`` (n,), the share of each box.
 
-        Images of different size lie at the upper left corner of one that holds both, black elsewhere.
+        Images of different sizes are aligned at the upper left corner and padded with black.
         """
         (other,) = results["mix_results"]
         share = np.float32(np.random.beta(self.alpha, self.alpha))
@@ -61,10 +61,10 @@ class PackMixedDetInputs(PackDetInputs):
     mapping_table = {**PackDetInputs.mapping_table, "gt_weights": "weights"}  # noqa: RUF012 (as mmdet declares it)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack the results of a pipeline.
+        """Packs the results of a pipeline.
 
         Raises:
-            ValueError: A transform behind the mixup has left boxes out, but not their weights.
+            ValueError: A transform after the mixup has removed boxes, but not their weights.
         """
         if len(results.get("gt_weights", results["gt_bboxes"])) != len(results["gt_bboxes"]):
             raise ValueError("put transforms that leave boxes out in front of DetectionMixUp, not behind it")

@@ -1,4 +1,4 @@
-"""What the checks of the data tell: what was found in a data set, what is wrong with it, and how data are laid out."""
+"""The report of the checks of a data set, and descriptions of data layouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotat
 
 
 def layouts(root: str | Path) -> str:
-    """How to lay out detection data below ``root``, for error messages."""
+    """Describes how to lay out detection data below ``root``, for error messages."""
     return (
         f"Detection data lies in one of two layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
         f"or COCO:\n{COCO_LAYOUT.format(root=root)}"
@@ -33,22 +33,21 @@ def layouts(root: str | Path) -> str:
 
 @dataclass
 class DatasetReport:
-    """What was found in one data set.
+    """The findings in one data set.
 
     Attributes:
-        name: What the config calls it, such as ``train``.
-        source: The list of images or annotation file that it is made of, as the config gives it.
+        name: Its name in the config, such as ``train``.
+        source: Its list of images or annotation file, as given in the config.
         classes: Class names in the order of their labels.
         images: Number of images.
-        decoded: Number of images that were fully decoded by the check.
+        decoded: Number of images that the check has decoded in full.
         without_objects: Number of images in which mmdet finds no object.
-        objects: Objects (or images, in classification) of each class found in the annotations, but for those that
-            mmdet leaves out.
-        listed: Class names that the annotation file lists, with objects or without (COCO layout).
-        labels: Labels of images whose classes have no names.
-        problems: What keeps it from being used.
-        warnings: What training copes with.
-        hint: What to do when the data are not there.
+        objects: Number of objects (in classification, images) of each class, without those that mmdet ignores.
+        listed: Class names in the annotation file, with objects or without (COCO layout).
+        labels: Labels of images if classes have no names.
+        problems: Faults with which it cannot be used.
+        warnings: Faults that training can handle.
+        hint: What to do if the data are missing.
     """
 
     name: str
@@ -75,12 +74,12 @@ class DatasetReport:
         return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
 
     def warn(self, text: str, items: Sequence) -> None:
-        """Add a warning that counts ``items`` and shows a few of them, if there are any."""
+        """Adds a warning that counts ``items`` and shows some of them, if there are any."""
         if items:
             self.warnings.append(f"{len(items)} {text}: {abbreviate(items)}")
 
     def leave_out(self, filtered: Sequence) -> None:
-        """Count the images that ``filter_cfg`` of the data set takes out."""
+        """Counts the images that the data set's ``filter_cfg`` removes."""
         self.warn("images are left out by filter_cfg, being small or without objects", filtered)
         if filtered and len(filtered) == self.images:
             self.problems.append("filter_cfg leaves no image in it")

@@ -1,4 +1,4 @@
-"""Detection data in Pascal VOC layout: a typed reader of the annotation files, their check, and data sets of them."""
+"""Detection data in Pascal VOC layout: the data set, a typed reader of annotation files, and their check."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @DATASETS.register_module()
 class VOCLayoutDataset(XMLDataset):
-    """``XMLDataset`` that finds each image by its stem and drops boxes without area.
+    """``XMLDataset`` that finds images of any suffix and drops boxes without area.
 
-    The stock class looks for ``<id>.jpg`` only, and hands boxes with ``xmax <= xmin`` or ``ymax <= ymin`` to training,
-    where the logarithm of their size makes the loss infinite. All arguments are those of ``XMLDataset``; note that it
-    needs ``data_prefix=dict(sub_data_root='')`` to look below ``data_root`` and ``metainfo=dict(classes=...)``.
+    The stock class looks for ``<id>.jpg`` only, and keeps boxes with ``xmax <= xmin`` or ``ymax <= ymin``, for which
+    the logarithm of the size makes the loss infinite. The arguments are those of ``XMLDataset``; it needs
+    ``data_prefix=dict(sub_data_root='')`` to read below ``data_root``, and ``metainfo=dict(classes=...)``.
     """
 
     def load_data_list(self) -> list[dict]:
-        """Load the annotations of every id in ``ann_file``; see ``XMLDataset``."""
+        """Loads the annotations of every id in ``ann_file``; see ``XMLDataset``."""
         self._names = self.image_names()
         return super().load_data_list()
 
     def image_names(self) -> dict[str, str]:
-        """File name of each image, by its stem."""
+        """File names of the images, by stem."""
         names = sorted(os.listdir(osp.join(self.sub_data_root, self.img_subdir)))
         return {osp.splitext(name)[0]: name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Parse one XML file, with the image's real file name."""
+        """Parses one XML file, with the actual file name of the image."""
         name = self._names.get(img_info["img_id"])
         if name is not None:
             img_info = {**img_info, "file_name": osp.join(self.img_subdir, name)}
@@ -61,15 +61,15 @@ class VOCLayoutDataset(XMLDataset):
 
 @TRANSFORMS.register_module()
 class TrainOnDifficult(BaseTransform):
-    """Has objects that Pascal VOC calls difficult trained on, as GluonCV does.
+    """Trains on objects that Pascal VOC marks as difficult, as GluonCV does.
 
-    mmdet sets them apart, but YOLOv3's loss knows of no boxes to ignore: it would take what is there for background.
-    Stands behind ``LoadAnnotations`` in training pipelines; measuring goes on to leave such objects out. COCO's crowds,
-    boxes around many objects, stay set apart.
+    mmdet marks them as ignored, but its YOLOv3 loss does not support ignored boxes and treats them as background. To be
+    placed after ``LoadAnnotations`` in training pipelines; evaluation still ignores such objects. COCO's crowd boxes
+    stay ignored.
     """
 
     def transform(self, results: dict) -> dict:
-        """Clear ``gt_ignore_flags`` (n,) of data that come from XML files."""
+        """Clears ``gt_ignore_flags`` (n,) of data from XML files."""
         if "xml_path" in results:
             results["gt_ignore_flags"][:] = False
         return results
@@ -79,7 +79,7 @@ class TrainOnDifficult(BaseTransform):
 
 
 class Whole(int):
-    """A size or a flag, read from text as mmdet does."""
+    """A size or flag, parsed from text as mmdet does."""
 
     def __new__(cls, text: str) -> Whole:
         value = super().__new__(cls, text)
@@ -89,23 +89,23 @@ class Whole(int):
 
 
 class Pixel(int):
-    """A coordinate, read from text as mmdet does."""
+    """A coordinate, parsed from text as mmdet does."""
 
     def __new__(cls, text: str) -> Pixel:
-        if not abs(float(text)) <= MAX_COORDINATE:  # nor NaN
+        if not abs(float(text)) <= MAX_COORDINATE:  # rejects NaN, too
             raise ValueError(f"expected a coordinate of at most {MAX_COORDINATE:.0f}, got {text.strip()}")
         return super().__new__(cls, float(text))
 
 
 class VOCSize(msgspec.Struct):
-    """The size that a file says its image has; 0 in files of some tools."""
+    """The annotated image size; 0 in files of some tools."""
 
     width: Whole
     height: Whole
 
 
 class VOCBox(msgspec.Struct):
-    """Corners, counted from 1; the last pixel is inside."""
+    """Corners, counted from 1; the last pixel is included."""
 
     xmin: Pixel
     ymin: Pixel
@@ -122,17 +122,17 @@ class VOCObject(msgspec.Struct):
 
 
 class VOCFile(msgspec.Struct):
-    """What mmdet reads of an annotation file."""
+    """The parts of an annotation file that mmdet reads."""
 
     size: VOCSize | UnsetType = UNSET
     object: list[VOCObject] = []
 
 
 def read_voc(path: str | Path) -> VOCFile:
-    """Read an annotation file.
+    """Reads an annotation file.
 
     Raises:
-        DataError: It cannot be read, or something in it is absent or of the wrong type; the message says where.
+        DataError: It cannot be read, or a value is missing or of the wrong type; the message says where.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -148,12 +148,12 @@ def _content(element: Element) -> dict | str:
 
 
 def _children(element: Element) -> dict:
-    """What the children hold, by name; of several of one name the first, as mmdet has it."""
+    """Contents of the children by name; the first of several with the same name, as in mmdet."""
     return {child.tag: _content(child) for child in reversed(element)}
 
 
 def read_image_list(path: str | Path) -> list[str]:
-    """Read the names of images from one of the files in ``ImageSets/Main``.
+    """Reads the names of images from a file in ``ImageSets/Main``.
 
     Raises:
         DataError: It cannot be read.
@@ -165,15 +165,15 @@ def read_image_list(path: str | Path) -> list[str]:
 
 
 def inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> dict[str, tuple[int, int] | None]:
-    """Check the list of images of a data set, and all their annotation files.
+    """Checks the list of images of a data set and all their annotation files.
 
     Args:
         dataset: Built, but not loaded.
-        report: Filled in.
-        steps: The transforms behind it.
+        report: To be filled in.
+        steps: The transforms of its pipeline.
 
     Returns:
-        ``image path: (width, height)``, or None where no size is annotated.
+        ``image path: (width, height)``, or None if no size is annotated.
     """
     root = Path(dataset.sub_data_root)
     images, annotations = root / dataset.img_subdir, root / dataset.ann_subdir
@@ -187,7 +187,7 @@ def inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> 
     if not report.classes:
         report.problems.append("no class names given (metainfo=dict(classes=(...)))")
     if dataset.bbox_min_size and not dataset.test_mode and _has_step(steps, "TrainOnDifficult"):
-        report.problems.append(  # mmdet sets difficult and small objects apart by one and the same flag
+        report.problems.append(  # mmdet marks difficult and small objects by the same flag
             "filter_cfg.bbox_min_size would have no effect, because TrainOnDifficult has all objects trained on: leave "
             "small ones out by a FilterAnnotations behind it, or take it out of the pipeline"
         )

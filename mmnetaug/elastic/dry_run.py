@@ -136,7 +136,7 @@ class _Runs:
             return f"the network's code fails at another width: {reason_of(error)}", set()
         for ours, theirs in itertools.zip_longest(self.expected, ran, fillvalue=("the end",)):
             if ours != theirs:
-                return f"the network's code runs another way at another width, from {ours[0]} on", set()
+                return f"the network's code runs other operators at another width, from {ours[0]} on", set()
         return None
 
     def graph_difference(self, widths: Widths) -> tuple[str, set[ChannelGroup]] | None:
@@ -155,17 +155,17 @@ class _Runs:
             for number, (ours, theirs) in enumerate(steps):
                 if ours is None or theirs is None or ours.target != theirs.target:
                     name = ours.name if ours else "its end"
-                    return f"the network's code runs another way at another width, from {name} on", set()
+                    return f"the network's code runs other operators at another width, from {name} on", set()
                 results = [found.values[ref] for ref in ours.refs]
                 if [ref.shape for ref in theirs.refs] != [self.shape(value) for value in results]:
-                    reason = f"the network's code divides them otherwise at another width ({ours.name})"
+                    reason = f"the network's code splits channels differently at another width ({ours.name})"
                     return reason, self.groups(results) & widths.keys()
                 if (other := self.other_argument(number, ours, theirs)) is not None:
                     where = f"{other} of {ours.name} in {ours.module or 'the network'}"
-                    reason = f"the network's code computes otherwise at another width: {where}"
+                    reason = f"the network's code passes other arguments at another width: {where}"
                     return reason, self.groups([*results, *(found.values[ref] for ref in ours.reads)]) & widths.keys()
             if found.graph.outputs != wide.outputs:
-                return "the network gives other results at another width", set()
+                return "the network returns other tensors at another width", set()
         return None
 
     def groups(self, values: Iterable[Value]) -> set[ChannelGroup]:

@@ -1,4 +1,4 @@
-"""``NetAug``, which makes a model elastic, and the plain networks and parts of networks of the configs."""
+"""``NetAug``, which makes a model elastic, and the networks, necks and heads of the configs."""
 
 from mmdet.models import SSDHead
 
@@ -27,6 +27,6 @@ __all__ = [
     "TinyTL",
 ]
 
-# It cannot predict without: https://github.com/open-mmlab/mmdetection/issues/11780
+# SSDHead fails in prediction without it: https://github.com/open-mmlab/mmdetection/issues/11780
 if not hasattr(SSDHead, "loss_cls"):
     SSDHead.loss_cls = None

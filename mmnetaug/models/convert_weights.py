@@ -1,7 +1,7 @@
-"""Turns classifier checkpoints of other projects into ours: the NetAug authors', torchvision's and timm's.
+"""Converts classifier checkpoints of the NetAug authors, torchvision and timm.
 
-Every network here is a chain of layers, and only the names differ. So the layers of a foreign state dict are brought
-into the order of the forward pass, paired with those of our network, and each pair must agree in every shape.
+All these networks are chains of layers that differ only in names. The layers of a foreign state dict are sorted into
+the order of the forward pass and paired with those of our network; the shapes of each pair must agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmnetaug.errors import CheckpointError
 
 from .tinyml import InvertedBottleneck
 
-# The submodules of one module in the order of the forward pass; the first row that names all of them counts.
+# Submodules of a module in the order of the forward pass; the first row that contains all of them is used.
 _FORWARD_ORDER = (
     # the authors' code: https://github.com/mit-han-lab/tinyml, netaug/models/base
     ("backbone", "head"),
@@ -29,7 +29,7 @@ _FORWARD_ORDER = (
     ("reduce_conv", "expand_conv"),
     ("conv", "norm"),
     ("linear",),
-    # torchvision's MobileNetV2 and MobileNetV3, whose other modules have numbers
+    # torchvision's MobileNetV2 and MobileNetV3, whose other modules are numbered
     ("features", "classifier"),
     ("block",),
     ("fc1", "fc2"),
@@ -40,7 +40,7 @@ _FORWARD_ORDER = (
     ("conv", "bn1"),
     ("conv_reduce", "conv_expand"),
 )
-_TORCHVISION_V3_EPS = 1e-3  # of its batch norms; all others have PyTorch's
+_TORCHVISION_V3_EPS = 1e-3  # of its batch norms; all others use PyTorch's default
 # Layers of ours that may be wider than theirs: a squeeze-and-excitation of ours has at least 16 channels, and a
 # classifier's features never shrink with the width; torchvision's MobileNetV3 has neither rule.
 _WIDER_OUTPUTS = re.compile(r".*\.se\.conv1\.conv|backbone\.stages\.\d+\.2\.conv")
@@ -51,9 +51,9 @@ _COUNTER = "num_batches_tracked"  # absent from old checkpoints, and nothing dep
 def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Rename and check the weights of a foreign classifier.
 
-    The result makes ``model`` compute what the foreign network computes in evaluation. Two details are adapted for it:
-    a different epsilon of the batch norms goes into their running variance, and where our squeeze-and-excitation or
-    our features are wider than the foreign ones, the additional channels are read with zero weights.
+    With the result, ``model`` computes what the foreign network computes in evaluation mode. Two details are adapted:
+    a different epsilon of batch norms is added to their running variance, and where our squeeze-and-excitation or
+    features are wider, the additional channels are read with zero weights.
 
     Args:
         checkpoint: State dict, or a dict that holds one under ``state_dict``.
@@ -100,7 +100,7 @@ def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[
 
 
 def _layers(state: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (path, names of its tensors) of each layer of a foreign state dict, in the order of the forward pass."""
+    """Yields path and tensor names of each layer of a foreign state dict, in the order of the forward pass."""
     tree: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -139,10 +139,10 @@ def _unknown_names(layers: Iterable[str]) -> CheckpointError:
 
 
 def _check_shortcuts(model: nn.Module, given: Mapping[str, Any]) -> None:
-    """Refuse widths at which the networks differ in a shortcut, which has no weights and so is in no state dict.
+    """Rejects widths at which the networks differ in a shortcut, which has no weights and is in no state dict.
 
-    torchvision, timm and mmpretrain add a block's input wherever the shapes allow it, the authors (and ``TinyNet``)
-    in no stage's first block but for MobileNetV3's very first.
+    torchvision, timm and mmpretrain add a block's input wherever the shapes allow it. The authors and ``TinyNet`` do
+    not in the first block of a stage, except for the very first one of MobileNetV3.
     """
     authors = any(".op_list." in key for key in given)
     gated = any(".se_layer." in key for key in given)
@@ -160,8 +160,8 @@ def _check_shortcuts(model: nn.Module, given: Mapping[str, Any]) -> None:
 
 
 def _fit(value: Tensor, own: Tensor, layer: str) -> Tensor | None:
-    """``value`` in the shape of our ``layer``'s tensor ``own``, or None if it does not fit."""
-    if value.dim() == 2 and own.dim() == 4:  # a linear layer behind the pooling is a 1x1 convolution of ours
+    """Returns ``value`` in the shape of ``own``, the tensor of our ``layer``, or None if it does not fit."""
+    if value.dim() == 2 and own.dim() == 4:  # a linear layer after pooling is a 1x1 convolution of ours
         value = value[:, :, None, None]
     if value.shape == own.shape:
         return value.clone()

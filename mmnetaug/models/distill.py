@@ -25,22 +25,22 @@ class DistilledClassifier(ImageClassifier):
 
     The loss is that of the head plus ``weight · T² · KL(softmax(teacher / T) ‖ softmax(student / T))``.
 
-    The teacher is no submodule: it is in no state dict, optimizer, EMA or gradient synchronisation, is always in
-    evaluation mode and learns nothing. Checkpoints are those of an ``ImageClassifier``, and load strictly into one.
-    A batch that comes twice in a row, as in the two passes of a NetAug step, is shown to the teacher once.
+    The teacher is not a submodule: it is in no state dict, optimizer, EMA copy or gradient synchronisation, is frozen
+    and always in evaluation mode. Checkpoints are those of an ``ImageClassifier``, and load strictly into one. The
+    teacher's predictions are cached for the second of two passes on the same batch, as in a NetAug step.
 
     Args:
         teacher: Config of the teacher, or the name of a config file: a path, or ``'mmpretrain::...'``. It reads the
             student's images at the student's size, normalised by its own mean and standard deviation.
-        teacher_checkpoint: Its weights; or the teacher's config has an ``init_cfg`` of its own.
-        temperature: Of the softmax. The paper names neither this nor the weight; 1 and 1 are what the authors' other
-            training code (Once-for-All) distills with.
-        weight: Of the distillation loss.
-        args: As of ``mmpretrain.ImageClassifier``.
-        kwargs: As of ``mmpretrain.ImageClassifier``.
+        teacher_checkpoint: Its weights, unless the teacher's config has an ``init_cfg``.
+        temperature: Temperature of the softmax. The paper states neither temperature nor weight; the authors' other
+            training code (Once-for-All) uses 1 for both.
+        weight: Weight of the distillation loss.
+        args: See ``mmpretrain.ImageClassifier``.
+        kwargs: See ``mmpretrain.ImageClassifier``.
 
     Raises:
-        ValueError: The teacher tells apart another number of classes, or there is no such config.
+        ValueError: The teacher has another number of classes, or there is no such config.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DistilledClassifier(ImageClassifier):
                 f"the teacher tells {classes} classes apart and the student {own}: a teacher must have been trained on "
                 "the student's classes, in the same order"
             )
-        self._teacher = (teacher,)  # not an attribute that nn.Module would register
+        self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
         self._seen: tuple[Tensor, Tensor] | None = None  # the last batch, copied, and the teacher's scores
 
     @property
@@ -78,7 +78,7 @@ class DistilledClassifier(ImageClassifier):
         super().init_weights()
         if not any(any(pretrained(module)) for module in (self.teacher, self.teacher.backbone)):
             raise ValueError("the teacher knows nothing: set teacher_checkpoint to its weights")
-        with torch.random.fork_rng(devices=[]):  # which also draws what the checkpoint then replaces
+        with torch.random.fork_rng(devices=[]):  # also draws weights, which the checkpoint replaces
             self.teacher.init_weights()
         self._seen = None
 
@@ -94,7 +94,7 @@ class DistilledClassifier(ImageClassifier):
         """
         scores = self.head(self.extract_feat(inputs))
         losses = dict(self.head._get_loss(scores, data_samples))
-        if "loss" in losses:  # what MMEngine calls the sum of all in the log
+        if "loss" in losses:  # MMEngine's name for the total in the log
             losses["loss_cls"] = losses.pop("loss")
         student = F.log_softmax(scores / self.temperature, 1)
         teacher = F.log_softmax(self._ask_teacher(inputs) / self.temperature, 1)
@@ -104,9 +104,9 @@ class DistilledClassifier(ImageClassifier):
 
     @torch.no_grad()
     def _ask_teacher(self, inputs: Tensor) -> Tensor:
-        """The teacher's scores (N, classes). Those of the last batch are kept.
+        """The teacher's scores (N, classes); those of the last batch are cached.
 
-        Batches are compared by their values: a loader may hand over new images in the same memory.
+        Batches are compared by value, since a loader may reuse memory for new images.
         """
         if self._seen is None or not torch.equal(self._seen[0], inputs):
             self._seen = inputs.clone(), self.teacher(self._as_teacher_reads(inputs))
@@ -114,7 +114,7 @@ class DistilledClassifier(ImageClassifier):
 
     def _as_teacher_reads(self, inputs: Tensor) -> Tensor:
         own, theirs = self.data_preprocessor, self.teacher.data_preprocessor
-        if not getattr(theirs, "_enable_normalize", False):  # it has no mean: it reads what the student reads
+        if not getattr(theirs, "_enable_normalize", False):  # without a mean it reads the student's images
             return inputs
         images = inputs * own.std + own.mean if own._enable_normalize else inputs
         if own.to_rgb != theirs.to_rgb:

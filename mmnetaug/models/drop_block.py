@@ -1,4 +1,4 @@
-"""DropBlock as the paper used it."""
+"""DropBlock as in the paper."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mmnetaug.registry import MODELS
 
 @MODELS.register_module()
 class DropBlock(nn.Module):
-    """Blanks square blocks of an image's features, the same in all channels, and scales up what is left.
+    """Zeroes square blocks of an image's features, the same in all channels, and scales up the rest.
 
-    It computes what https://github.com/miguelvr/dropblock does, which the paper names (appendix A). mmdet's
-    ``DropBlock`` draws blocks for every channel by itself, and few in its first 2000 iterations: on maps as small as
-    the tiny networks', that is a dropout of single channels.
+    It computes the same as https://github.com/miguelvr/dropblock, which the paper cites (appendix A). mmdet's
+    ``DropBlock`` draws blocks for every channel separately, and few in its first 2000 iterations: on small feature
+    maps, that is dropout of single channels.
 
     Args:
-        drop_prob: Chance of a position to be dropped, where blocks neither meet nor reach over the border.
-        block_size: Height and width of a block, an odd number of positions.
+        drop_prob: Probability that a position is dropped, if blocks neither overlap nor cross the border.
+        block_size: Height and width of a block, odd.
     """
 
     def __init__(self, drop_prob: float, block_size: int) -> None:
@@ -29,7 +29,7 @@ class DropBlock(nn.Module):
         self.drop_prob, self.block_size = drop_prob, block_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop blocks of ``x`` (N, C, H, W) in training."""
+        """Drop blocks of ``x`` (N, C, H, W) in training mode."""
         if not self.training:
             return x
         centres = (torch.rand(len(x), 1, *x.shape[2:], device=x.device) < self.drop_prob / self.block_size**2).float()

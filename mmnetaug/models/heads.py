@@ -16,8 +16,8 @@ class DropoutClsHead(LinearClsHead):
     """mmpretrain's ``LinearClsHead`` with dropout in front of the classifier; its parameters are the same.
 
     Args:
-        dropout: Share of the features that are dropped in training: 1 minus the paper's keep probability.
-        kwargs: As of ``mmpretrain.LinearClsHead``.
+        dropout: Probability that a feature is dropped in training: 1 minus the paper's keep probability.
+        kwargs: See ``mmpretrain.LinearClsHead``.
     """
 
     def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
@@ -25,5 +25,5 @@ class DropoutClsHead(LinearClsHead):
         self.dropout = dropout
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """Features (N, C) in front of the classifier."""
+        """Features (N, C) before the classifier."""
         return F.dropout(super().pre_logits(feats), self.dropout, self.training)

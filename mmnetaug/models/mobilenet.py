@@ -1,4 +1,4 @@
-"""MobileNetV2 for detectors: mmpretrain's, without the layers that no output needs."""
+"""mmpretrain's MobileNetV2 without unused layers, for detectors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mmnetaug.registry import MODELS
 
 @MODELS.register_module()
 class MobileNetV2(StockMobileNetV2):
-    """mmpretrain's MobileNetV2 with nothing behind the last tapped layer, under the same parameter names.
+    """mmpretrain's MobileNetV2 up to the last output layer, with the same parameter names.
 
-    The stock class always builds its last block and 1x1 convolution. In a detector that taps earlier layers they get
-    no gradient (DistributedDataParallel then fails) and count as parameters of the network.
+    The stock class always builds its last block and 1x1 convolution. In a detector that uses earlier layers they get
+    no gradient (with which DistributedDataParallel fails) and count as parameters of the network.
 
     Args:
         **kwargs: See ``mmpretrain.MobileNetV2``. For C3, C4 and C5, ``out_indices=(2, 4, 5)``: the last layer of each

@@ -1,7 +1,7 @@
-"""``mmnetaug.NetAug``: builds what an MMDetection or MMPretrain config says and makes it width-elastic.
+"""``mmnetaug.NetAug``: builds the model of an MMDetection or MMPretrain config and makes it width-elastic.
 
-The result is the very model of the config: same class, same parameter names. In evaluation, and in the first pass of a
-training step, it computes exactly what the plain model computes.
+The result has the class and the parameter names of the plain model. In evaluation, and in the base pass of a training
+step, it computes exactly what the plain model computes.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ def NetAug(
     """Builds a model and makes its backbone elastic (Network Augmentation, Cai et al., ICLR 2022).
 
     Args:
-        model: Config of a whole model, whose neck and head will read the widened features, or of a backbone alone,
-            whose outputs then stay at base width.
-        width: Width factors of stem, stages and last convolution: a list that starts with 1, or the paper's spelling
+        model: Config of a whole model, whose neck and head then read the widened features, or of a backbone, whose
+            outputs stay at base width.
+        width: Width factors of stem, stages and last convolution: a list that starts with 1, or the paper's notation
             ``dict(r=3, s=2)`` for s + 1 factors spaced evenly from 1 to r (paper section 3.2).
-        expand: Expand factors of channels hidden inside a block, in the same spellings.
-        roles: Overrides of what decides a group's width: group name pattern to "width", "expand" or "base".
-            ``tools/describe.py --json -`` lists the names.
-        input_size: Image size (one number or height, width) to trace the model with, where the default (224 for
-            classifiers and backbones, 320 for detectors) does not suit it.
-        init: ``"preserving"``: the tiny network starts exactly as the plain one would, and every augmented network as
-            the same function: weights that read new channels start at zero.
+        expand: Expand factors of channels hidden inside of a block, in the same notations.
+        roles: Overrides of roles: group name pattern to "width", "expand" or "base". ``tools/describe.py --json -``
+            lists the names.
+        input_size: Image size (one number or height, width) to trace the model with; by default 224 for classifiers
+            and backbones, and 320 for detectors.
+        init: ``"preserving"``: the tiny network starts exactly as the plain one would, and weights that read new
+            channels are zero-initialised, so that every augmented network starts as the same function.
             ``"authors"``: Kaiming uniform (a=√5) over the largest network, so that the tiny network starts at another
-            scale than without NetAug. Weights named by ``init_cfg`` are taken over either way.
-        data_preprocessor: Set by MMEngine's Runner; handed on to the model.
+            scale than without NetAug. Weights of checkpoints in ``init_cfg`` are loaded in both cases.
+        data_preprocessor: Set by MMEngine's Runner; passed to the model.
 
     Returns:
-        The model of the config, elastic, with the space of its widths as ``.elastic``.
+        The elastic model, with the space of its widths as ``.elastic``.
 
     Raises:
-        ValueError: If a factor or an override is wrong, or the model is a semi-supervised detector.
+        ValueError: If a factor or an override is invalid, or the model is a semi-supervised detector.
         TraceError: If the model's backbone cannot be traced.
     """
     if init not in ("preserving", "authors"):
@@ -76,7 +76,7 @@ def NetAug(
             "detector, detector=dict(type='mmnetaug.NetAug', model=...), not the whole"
         )
     if not is_distributed():
-        built = revert_sync_batchnorm(built)  # as MMEngine's Runner does, which cannot once the norms are elastic
+        built = revert_sync_batchnorm(built)  # MMEngine's Runner does the same, but cannot convert elastic norms
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
     image_shape = (image_channels(built), *((size, size) if isinstance(size, int) else size))
     whole = isinstance(getattr(built, "backbone", None), nn.Module)
@@ -113,10 +113,10 @@ def _factors(spelling: Factors) -> tuple[float, ...]:
 
 
 def _init_weights(model: nn.Module, init: str) -> None:
-    """The plain model's own initialisation, which sees the tiny network alone; then that of the new channels.
+    """Runs the plain model's own initialisation on the tiny network, then initialises the additional channels.
 
-    Of a checkpoint named by ``init_cfg`` only the tiny network is taken; ``load_from`` takes all channels there are,
-    and around a tiny network fills the others as ``init="preserving"`` does.
+    Only the tiny network is loaded from a checkpoint in ``init_cfg``. ``load_from`` loads all channels of a checkpoint;
+    if that holds a tiny network, the others are filled as by ``init="preserving"``.
     """
     with tiny_storage(model):
         type(model).init_weights(model)
@@ -126,7 +126,7 @@ def _init_weights(model: nn.Module, init: str) -> None:
 
 
 def _init_as_the_authors(model: nn.Module) -> None:
-    """Kaiming uniform by the fan of the *largest* network's layers, but for what a checkpoint has filled."""
+    """Kaiming uniform by the fan of the *largest* network's layers, except for layers loaded from a checkpoint."""
     filled = {part for module in model.modules() if any(pretrained(module)) for part in module.modules()}
     for layer in model.modules():
         if layer not in filled and isinstance(layer, nn.Conv2d):

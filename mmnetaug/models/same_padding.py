@@ -1,8 +1,8 @@
-"""Padding of strided convolutions as TensorFlow has it ("SAME"), for networks that are trained to go on a device.
+"""TensorFlow's "SAME" padding of strided convolutions, for networks that are to be deployed with TFLite.
 
-PyTorch's convolutions put equally many zeros on both sides. With an even input, a stride of 2 and a kernel of 3 that is
-one row at the top, where "SAME" has one at the bottom. TFLite's convolutions know only "SAME": a network trained with
-PyTorch's padding needs a padded copy of the input of every strided convolution, often the largest activation of all.
+PyTorch's convolutions pad both sides equally. With an even input, a stride of 2 and a kernel of 3, this uses one row of
+zeros at the top, whereas "SAME" has one at the bottom. TFLite's convolutions support only "SAME": a network trained
+with PyTorch's padding needs a padded copy of the input of every strided convolution, often the largest activation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmnetaug.registry import MODELS
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution whose zeros lie as "SAME" padding puts them; weights are those of ``nn.Conv2d``."""
+    """``nn.Conv2d`` with "SAME" padding."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -32,12 +32,12 @@ class SameConv2d(nn.Conv2d):
 def SamePadding(model: dict[str, Any], data_preprocessor: dict[str, Any] | None = None) -> nn.Module:
     """Builds a model and gives its strided, zero-padded convolutions "SAME" padding; parameter names stay.
 
-    A choice for training: a network that was trained with the other padding reads its inputs half a pixel off. NetAug
-    goes around it: ``dict(type='mmnetaug.NetAug', model=dict(type='mmnetaug.SamePadding', model=...))``.
+    To be used in training: in a network that was trained with PyTorch's padding it shifts inputs by half a pixel. With
+    NetAug: ``dict(type='mmnetaug.NetAug', model=dict(type='mmnetaug.SamePadding', model=...))``.
 
     Args:
         model: Config of a model or a backbone.
-        data_preprocessor: Set by MMEngine's Runner; handed on to the model.
+        data_preprocessor: Set by MMEngine's Runner; passed to the model.
     """
     config = dict(model)
     if data_preprocessor is not None:
@@ -50,7 +50,7 @@ def SamePadding(model: dict[str, Any], data_preprocessor: dict[str, Any] | None 
 
 
 def _keeps_size(conv: nn.Conv2d) -> bool:
-    """Whether a convolution pads with as many zeros as its kernel reaches beyond the border."""
+    """Whether a convolution pads by half of its kernel, so that only the stride changes the size."""
     reach = [(kernel - 1) * step for kernel, step in zip(conv.kernel_size, conv.dilation, strict=True)]
     if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return False

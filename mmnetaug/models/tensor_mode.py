@@ -1,7 +1,7 @@
-"""One way to run any model from images to raw tensors: what tracing, cost counting and export look at.
+"""Runs any model from images to raw tensors, for tracing, cost counting and export.
 
-MMEngine models choose what they return by a ``mode``, and mmdet's two-stage detectors cannot run in tensor mode
-without proposals. :func:`tensor_forward` runs everything that depends on the image alone.
+MMEngine models select their output by ``mode``, and mmdet's two-stage detectors cannot run in tensor mode without
+proposals. :func:`tensor_forward` runs every part that depends on the image alone.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from typing import Any
 from torch import Tensor, nn
 
 DENSE_HEADS = ("rpn_head", "bbox_head")
-"""Heads of mmdet's detectors whose ``forward`` takes the features and nothing else."""
+"""Heads of mmdet's detectors whose ``forward`` takes only the features."""
 
 DETECTOR_HEADS = (*DENSE_HEADS, "roi_head", "mask_head", "semantic_head", "panoptic_head")
-"""The names mmdet's detectors give to whatever reads their features."""
+"""Names of the parts of mmdet's detectors that read the features."""
 
 
 def tensor_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """Run ``model`` from a preprocessed batch to its raw outputs, without losses, decoding or NMS.
 
-    * mmdet detectors: backbone, neck and the dense heads. Where something else reads the features too (a RoI head,
-      a mask head, a transformer: see :func:`untraced_readers`), the features come first, then the outputs of the
-      dense heads, so that the features count as outputs for whoever looks at the graph.
+    * mmdet detectors: backbone, neck and the dense heads. If other parts read the features too (a RoI head, a mask
+      head, a transformer: see :func:`untraced_readers`), the features are returned as well, before the outputs of the
+      dense heads, so that they count as outputs of the graph.
     * Models with a ``mode`` (mmpretrain classifiers, mmseg segmentors): ``model(x, mode="tensor")``.
-    * Anything else, such as a bare backbone: ``model(x)``.
+    * All others, such as a backbone: ``model(x)``.
 
     Args:
-        model: The model, in train or eval mode; the mode is left as it is.
+        model: The model, in train or eval mode, which is not changed.
         x: Preprocessed images, shape ``(N, C, H, W)``.
 
     Returns:
-        All tensors of the output in the order in which they are produced, nested containers flattened.
+        All tensors of the output in order, nested containers flattened.
 
     Raises:
-        TypeError: The model gives no tensor.
+        TypeError: The model returns no tensor.
     """
     if is_detector(model):
         features = model.extract_feat(x)
@@ -51,26 +51,26 @@ def tensor_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def image_channels(model: nn.Module) -> int:
-    """How many channels a model's images have: as many as its data preprocessor has means, or else 3."""
+    """Number of image channels: that of the data preprocessor's means, or else 3."""
     mean: Tensor | None = getattr(getattr(model, "data_preprocessor", None), "mean", None)
     return 3 if mean is None else mean.numel()
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether ``model`` is one of mmdet's detectors: image features, read by heads named as mmdet names them."""
+    """Whether ``model`` is one of mmdet's detectors: it extracts features and has heads by mmdet's names."""
     return hasattr(model, "extract_feat") and bool(_heads(model))
 
 
 def dense_heads(model: nn.Module) -> list[str]:
-    """Names of the detector's heads that run on the features alone."""
+    """Names of a detector's heads that need only the features."""
     if hasattr(model, "forward_transformer"):  # the DETR family: bbox_head reads the decoder, not the features
         return []
-    # Heads without a forward of their own (Sparse R-CNN's learned proposals, Cascade RPN) have nothing to run.
+    # Heads without a forward method (Sparse R-CNN's learned proposals, Cascade RPN) cannot be run.
     return [n for n in _heads(model) if n in DENSE_HEADS and _runs_on_features(getattr(model, n))]
 
 
 def untraced_readers(model: nn.Module) -> list[str]:
-    """Names of the detector's parts that read the features but are not run by :func:`tensor_forward`."""
+    """Names of a detector's parts that read the features but are not run by :func:`tensor_forward`."""
     if not is_detector(model):
         return []
     if hasattr(model, "forward_transformer"):
@@ -79,7 +79,7 @@ def untraced_readers(model: nn.Module) -> list[str]:
 
 
 def flatten_tensors(value: Any) -> tuple[Tensor, ...]:
-    """All tensors inside nested lists, tuples and dicts, in order; everything else is dropped."""
+    """All tensors in nested lists, tuples and dicts, in order; everything else is dropped."""
     if isinstance(value, Tensor):
         return (value,)
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmnetaug.registry import MODELS
 
-BN = dict(type="BN", eps=1e-5, momentum=0.1)  # torch's defaults, which every paper below is trained with
+BN = dict(type="BN", eps=1e-5, momentum=0.1)  # torch's defaults, as in all papers below
 
 
 class Stage(NamedTuple):
@@ -52,7 +52,7 @@ class Architecture(NamedTuple):
         last: Channels of the 1x1 convolution before pooling when the features are computed after pooling
             (MobileNetV3), 0 for networks without such a layer.
         features: Channels that the classifier reads, never fewer than this at any width; 0 for the last stage's.
-        act: Activation of the stem and of the layers behind the stages.
+        act: Activation of the stem and of the layers after the stages.
     """
 
     stem: int
@@ -167,7 +167,7 @@ class InvertedBottleneck(BaseModule):
         )
         self.se = None
         if se:
-            gate = (dict(type="ReLU"), dict(type=nn.Hardsigmoid))  # mmcv's HSigmoid warns whenever it is built
+            gate = (dict(type="ReLU"), dict(type=nn.Hardsigmoid))  # mmcv's HSigmoid warns when it is built
             self.se = SELayer(hidden, squeeze_channels=max(round8(hidden / 4), 16), act_cfg=gate)
         self.project_conv = ConvModule(hidden, out_channels, 1, norm_cfg=BN, act_cfg=None)
 
@@ -185,17 +185,16 @@ class InvertedBottleneck(BaseModule):
 class TinyNet(BaseModule):
     """A TinyML backbone for mmpretrain's classifiers and mmdet's detectors.
 
-    Only what the outputs need is built: nothing stands behind the last tapped stage, so that a detector has no
-    parameter without a gradient. Weights start as He normal with fan-out, which is ``ConvModule``'s default.
+    Layers after the last output stage are not built, so that every parameter of a detector gets a gradient. Weights
+    start as He normal with fan-out, the default of ``ConvModule``.
 
     Args:
         arch: One of ``ARCHITECTURES``.
         widen_factor: Width multiplier; widths are rounded by :func:`round8`.
-        out_indices: Stages to return, 0 being the depthwise-separable block behind the stem. One past the last stage
-            are the features for a classifier, whose channels never shrink: (N, C, H, W) as mmpretrain expects them in
-            front of ``GlobalAveragePooling``, or (N, C, 1, 1) for MobileNetV3, which pools before them.
-        drop_block: Config of DropBlock (``mmnetaug.DropBlock``), which then follows every stage of stride 16 and 32;
-            None leaves it out.
+        out_indices: Stages to return, where 0 is the depthwise-separable block after the stem. The index after the
+            last stage returns the features for a classifier, whose number does not shrink with the width: (N, C, H, W)
+            to be followed by mmpretrain's ``GlobalAveragePooling``, or (N, C, 1, 1) for MobileNetV3, which pools first.
+        drop_block: Config of DropBlock (``mmnetaug.DropBlock``) to be added after every stage of stride 16 and 32.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads weights.
 
     Raises:
@@ -246,7 +245,7 @@ class TinyNet(BaseModule):
 
 
 def _build_stage(stage: Stage, in_channels: int, widen_factor: float, with_stem: bool) -> nn.Sequential:
-    """The blocks of one stage; the first has a shortcut only where it continues the stem's stage."""
+    """The blocks of one stage; the first one may have a shortcut only in the first stage."""
     out_channels = round8(stage.channels * widen_factor)
     blocks = []
     for index, kernel in enumerate(stage.kernels):

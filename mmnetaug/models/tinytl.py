@@ -1,7 +1,7 @@
-"""Tiny transfer learning (Cai et al., "TinyTL", 2020; the NetAug paper's table 5): fine-tuning that stores little.
+"""Tiny transfer learning (Cai et al., "TinyTL", 2020; the NetAug paper's table 5): fine-tuning with little memory.
 
-What a training step keeps in memory are the inputs of layers whose *weights* learn. With weights frozen, only biases,
-the classifier and small *lite residual* modules learn; those read maps of half the resolution.
+A training step stores the inputs of layers whose *weights* are trained. Here weights are frozen, and only biases, the
+classifier and small *lite residual* modules are trained, which read feature maps of half the resolution.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmnetaug.registry import MODELS
 from .tinyml import InvertedBottleneck
 
 BLOCKS = (InvertedBottleneck, InvertedResidual, InvertedResidualSE)
-"""What a lite residual module is put beside."""
+"""Blocks that get a lite residual module."""
 
 
 @MODELS.register_module()
@@ -34,23 +34,23 @@ def TinyTL(
 ) -> nn.Module:
     """Builds a classifier and prepares it for tiny transfer learning.
 
-    Its head learns, and in its backbone the biases and one :class:`LiteResidual` per inverted bottleneck. Batch norms
-    keep their statistics, convolutions with frozen weights do not store their input (PyTorch's own always do), and
-    ReLUs remember one byte per value, since otherwise as much would be stored as before. Pre-trained weights of the
-    plain classifier fit (``load_from``): the new modules are called ``lite_residual``, start as zero, and the network
-    as it was.
+    Trained are its head, and in its backbone the biases and one :class:`LiteResidual` per inverted bottleneck. Batch
+    norms keep their statistics, convolutions with frozen weights do not store their input (PyTorch's own always do),
+    and ReLUs store one byte per value, without which nothing would be saved. Pre-trained weights of the plain
+    classifier fit (``load_from``): the new modules, called ``lite_residual``, are zero-initialised, so that the network
+    starts as the pre-trained one.
 
     Args:
         model: Config of a classifier whose backbone consists of inverted bottlenecks.
-        input_size: Side of the square images in pixels; kernels of lite residuals shrink to fit their maps.
-        groups: Of the lite residuals' convolutions.
-        data_preprocessor: Set by MMEngine's Runner; handed on to the model.
+        input_size: Side of the square images in pixels; kernels of lite residuals shrink to fit their feature maps.
+        groups: Groups of the lite residuals' convolutions.
+        data_preprocessor: Set by MMEngine's Runner; passed to the model.
 
     Returns:
-        The classifier of the config.
+        The classifier.
 
     Raises:
-        ValueError: The backbone has no inverted bottlenecks, or convolutions of its own kind.
+        ValueError: The backbone has no inverted bottlenecks, or convolutions of a custom class.
     """
     config = dict(model)
     if data_preprocessor is not None:
@@ -64,7 +64,7 @@ def TinyTL(
             module.__class__ = FrozenNorm
         elif type(module) in (nn.Conv2d, MMCVConv2d):
             module.__class__ = FrozenConv
-        elif isinstance(module, nn.Conv2d):  # one that pads in a way of its own would be another network
+        elif isinstance(module, nn.Conv2d):  # a subclass may pad differently
             raise ValueError(f"TinyTL freezes plain convolutions, and {name} is a {type(module).__name__}")
         elif isinstance(module, nn.ReLU | nn.ReLU6):
             module.__class__ = _MASKED[type(module)]
@@ -74,7 +74,7 @@ def TinyTL(
 
 
 def _init_weights(backbone: nn.Module) -> None:
-    """The backbone's own initialisation, which knows lite residuals as layers among others, and then theirs."""
+    """Runs the backbone's own initialisation, which also changes lite residuals, and then theirs."""
     type(backbone).init_weights(backbone)
     for module in backbone.modules():
         if isinstance(module, LiteResidual):
@@ -82,20 +82,20 @@ def _init_weights(backbone: nn.Module) -> None:
 
 
 class LiteResidual(nn.Module):
-    """A cheap branch beside an inverted bottleneck that learns at half the resolution.
+    """A cheap branch parallel to an inverted bottleneck, at half the resolution.
 
-    Average pooling by 2, a grouped convolution, norm and ReLU, a 1x1 convolution and a norm that starts as zero, and
+    Average pooling by 2, a grouped convolution with norm and ReLU, a 1x1 convolution with a zero-initialised norm, and
     bilinear upsampling.
 
     Attributes:
-        starts_anew: Marks parameters that no pre-trained checkpoint holds.
+        starts_anew: Marks modules that no pre-trained checkpoint holds.
 
     Args:
         in_channels: Channels of the block's input.
         out_channels: Channels of its output.
-        stride: Of the block.
+        stride: Stride of the block.
         kernel: Kernel size of the grouped convolution.
-        groups: Of that convolution.
+        groups: Groups of that convolution.
     """
 
     starts_anew = True
@@ -110,7 +110,7 @@ class LiteResidual(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as zero: the last norm has no scale, whatever a parent's initialiser has set it to."""
+        """Zero-initialise the scale of the last norm, which a parent's initialiser may have changed."""
         nn.init.zeros_(self.project.norm.weight)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
@@ -120,7 +120,7 @@ class LiteResidual(nn.Module):
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """Batch norm with fixed statistics and scale, as a scale and a shift: storing nothing for the backward pass."""
+    """Batch norm with frozen statistics and scale, which stores nothing for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""
@@ -130,7 +130,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolution with a constant weight, whose gradient needs the input's shape alone."""
+    """Convolution with a constant weight, whose backward pass needs only the shape of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, *settings: Any) -> Tensor:
@@ -145,7 +145,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class FrozenConv(nn.Conv2d):
-    """Convolution with a frozen weight; its bias, where it has one, learns."""
+    """Convolution with a frozen weight and a trained bias, if it has one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H', W')."""
@@ -158,7 +158,7 @@ class FrozenConv(nn.Conv2d):
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamping to [0, high] that stores one byte per value instead of four."""
+    """Clamps to [0, high] and stores one byte per value instead of four."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, high: float) -> Tensor:
@@ -185,7 +185,7 @@ _MASKED = {nn.ReLU: _MaskedReLU, nn.ReLU6: _MaskedReLU6}
 
 
 def _add_lite_residuals(backbone: nn.Module, input_size: int, groups: int) -> None:
-    """Put a lite residual beside every inverted bottleneck, of the size that a trial run tells."""
+    """Adds a lite residual to every inverted bottleneck; a trial run gives the sizes."""
     shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
 
     def note(block: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:

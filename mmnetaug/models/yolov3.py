@@ -1,4 +1,4 @@
-"""YOLOv3 neck and head for tiny networks: mmdet's, with every k x k convolution made depthwise-separable."""
+"""mmdet's YOLOv3 neck and head with depthwise-separable convolutions."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class DepthwiseYOLOV3Neck(YOLOV3Neck):
 class DepthwiseYOLOV3Head(YOLOV3Head):
     """mmdet's YOLOv3 head with depthwise-separable 3x3 convolutions and losses per image.
 
-    mmdet sums the losses over the images of one GPU, so that its learning rate means something else with every batch
-    size. Here the sums (``reduction='sum'``) are divided by the number of images, as in GluonCV.
+    mmdet sums the losses over the images of one GPU, so that the gradient grows with the batch size. Here the sums
+    (``reduction='sum'``) are divided by the number of images, as in GluonCV.
 
-    Ground truth may carry ``weights``, one per box (detection mixup): all losses of the anchors that are to find a box
-    are multiplied by its weight.
+    Ground truth may have ``weights``, one per box (detection mixup), by which all losses of the anchors assigned to the
+    box are multiplied.
 
     Arguments: see ``mmdet.YOLOV3Head``.
     """
@@ -63,10 +63,10 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
         separate_convs(self.convs_bridge)
 
     def init_weights(self) -> None:
-        """Initialise as mmdet does, but leave He normal weights in front of the batch norms.
+        """Initialise as mmdet does, but keep He normal weights before batch norms.
 
-        mmdet's standard deviation of 0.01 suits the predicting layers. In front of a batch norm, weights so small
-        only multiply the effective learning rate.
+        mmdet's standard deviation of 0.01 suits the prediction layers. Before a batch norm, such small weights only
+        increase the effective learning rate.
         """
         super().init_weights()
         for module in self.convs_bridge.modules():
@@ -86,7 +86,7 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
             pred_maps: Per level, (N, anchors * (5 + classes), H, W).
             batch_gt_instances: Per image, ``bboxes`` (n, 4) in pixels and ``labels`` (n,).
             batch_img_metas: Per image, its meta information.
-            batch_gt_instances_ignore: Not used by mmdet's YOLOv3: what is there counts as background.
+            batch_gt_instances_ignore: Not used by mmdet's YOLOv3, which treats these boxes as background.
 
         Returns:
             ``loss_cls``, ``loss_conf``, ``loss_xy`` and ``loss_wh``, each one scalar per level.
@@ -97,7 +97,7 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
     def _get_targets_single(
         self, anchors: list[Tensor], responsible_flags: list[Tensor], gt_instances: InstanceData
     ) -> tuple[Tensor, Tensor]:
-        """mmdet's targets, with each box's weight in the place of its objectness (which is 1 without weights)."""
+        """mmdet's targets, with the weight of each box as its objectness (1 without weights)."""
         target_map, neg_map = super()._get_targets_single(anchors, responsible_flags, gt_instances)
         if "weights" in gt_instances:
             priors = InstanceData(priors=torch.cat(anchors), responsible_flags=torch.cat(responsible_flags))
@@ -106,10 +106,10 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
         return target_map, neg_map
 
     def loss_by_feat_single(self, pred_map: Tensor, target_map: Tensor, neg_map: Tensor) -> tuple[Tensor, ...]:
-        """Losses of one level: mmdet weighs them by the objectness target, which is the boxes' weight here."""
+        """Losses of one level. mmdet weights them by the objectness target, which is the box weight here."""
         loss_cls, loss_conf, loss_xy, loss_wh = super().loss_by_feat_single(pred_map, target_map, neg_map)
         weight = target_map[..., 4]
-        if ((weight > 0) & (weight < 1)).any():  # the weight weighs; what is to be predicted there is 1
+        if ((weight > 0) & (weight < 1)).any():  # the weight is no target: objectness itself is 1 there
             pred = pred_map.permute(0, 2, 3, 1).reshape(len(pred_map), -1, self.num_attrib)[..., 4]
             loss_conf = self.loss_conf(pred, (weight > 0).float(), weight=neg_map.float() + weight)
         return loss_cls, loss_conf, loss_xy, loss_wh
