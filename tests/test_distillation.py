@@ -85,6 +85,20 @@ def retinanet_config() -> dict:
     )
 
 
+def yolox_config() -> dict:
+    """A head with objectness in an output by itself."""
+    config = detector_config("resnet18")
+    return dict(
+        type="mmdet.YOLOX",
+        data_preprocessor=config["data_preprocessor"],
+        backbone=config["backbone"],
+        neck=dict(type="mmdet.FPN", in_channels=[16, 32, 64], out_channels=16, num_outs=3),
+        bbox_head=dict(type="mmdet.YOLOXHead", num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1),
+        train_cfg=dict(assigner=dict(type="mmdet.SimOTAAssigner")),
+        test_cfg=dict(score_thr=0.01, nms=dict(type="nms", iou_threshold=0.65)),
+    )
+
+
 def softmax_kl(student: Tensor, teacher: Tensor, t: float, dim: int) -> Tensor:
     """T² · Σ p log(p / q) as it is written in the papers."""
     p, q = (teacher / t).softmax(dim), (student / t).softmax(dim)
@@ -120,6 +134,17 @@ def score_divergence(student: list[Tensor], teacher: list[Tensor], t: float) -> 
     return sum(bernoulli(s, h, t) / max(1.0, h.sigmoid().sum().item()) for s, h in levels)
 
 
+def score_with_objectness_divergence(student: list[Tensor], teacher: list[Tensor], t: float) -> Tensor:
+    """Maps of (x, y, w, h, objectness, three classes) of each anchor."""
+
+    def logits(maps: Tensor) -> Tensor:
+        maps = maps.view(len(maps), -1, 8, *maps.shape[2:]).sigmoid()
+        scores = maps[:, :, 4:5] * maps[:, :, 5:]
+        return (scores / (1 - scores)).log()
+
+    return score_divergence(list(map(logits, student)), list(map(logits, teacher)), t)
+
+
 CASES = {
     "classifier": (classifier_config, labelled, {"head": logits_divergence}),
     "multi-label": (
@@ -130,7 +155,7 @@ CASES = {
     "yolov3": (
         lambda: detector_config("mobilenet_v3"),
         lambda seed=0: batch(2, seed, torch.float64),
-        {"neck": neck_divergence},
+        {"neck": neck_divergence, "bbox_head": score_with_objectness_divergence},
     ),
     "retinanet": (
         retinanet_config,
@@ -141,7 +166,7 @@ CASES = {
 
 
 def run_watched(network: nn.Module, data: dict, parts: list[str]) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Loss of a plain network, and what some of its parts return in that pass (of a head, its class scores)."""
+    """Loss of a plain network, and what some of its parts return in that pass (of a head, what holds class scores)."""
     seen: dict[str, list[Tensor]] = {}
 
     def keep(name: str):
@@ -264,15 +289,27 @@ def test_a_part_of_the_batch_teaches_its_own_images():
 
 def test_mixed_precision_with_distillation():
     """The networks run under bfloat16 autocast, the divergences in float32."""
-    config, _, divergences = CASES["yolov3"]
+    config, data, divergences = CASES["classifier"]
     elastic, plain = build_pair(config())
+    data = data() | dict(inputs=data()["inputs"].float())
     base, augmented = distilled_gradients(
-        *(elastic, plain, batch(4), elastic.elastic.sample(0, 0), divergences),
+        *(elastic, plain, data, elastic.elastic.sample(0, 0), divergences),
         context=lambda: torch.autocast("cpu", torch.bfloat16),
     )
     expected = {name: p.detach() - RATE * (base[name] + augmented[name]) for name, p in elastic.named_parameters()}
-    step(elastic, batch(4), wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", distill=DISTILL))
+    step(elastic, data, wrapper(elastic, "mmnetaug.NetAugAmpOptimWrapper", distill=DISTILL))
     assert_updated(elastic, expected, 1e-5)
+
+
+def test_scores_of_yolox_are_those_of_inference():
+    """Its assigner computes in float32 alone, so that no step of it is compared with independent networks."""
+    _, model = build_pair(yolox_config(), torch.float64)
+    distillation = InPlaceDistillation()
+    with distillation.watching(model):
+        classes, _, objectness = model.bbox_head(model.extract_feat(batch(2, 0, torch.float64)["inputs"]))
+    found = distillation.take()["bbox_head"]
+    for logits, scores, objects in zip(found, classes, objectness, strict=True):
+        assert torch.allclose(logits.sigmoid(), scores.sigmoid() * objects.sigmoid(), rtol=1e-10)
 
 
 def test_what_cannot_be_distilled_is_told():

@@ -30,7 +30,7 @@ class InPlaceDistillation:
     * Detectors: channel-wise divergence of the neck's outputs (Shu et al., 2021), normalised to zero mean and unit
       variance: T² · KL over the positions of each channel, the mean over images and channels, the sum over levels. To
       this the Bernoulli divergence of the class scores is added, over the sum of the teacher's scores, where the head
-      has such scores (a sigmoid and ``cls_out_channels`` of mmdet's dense heads).
+      has such scores: mmdet's dense heads with a sigmoid. YOLOv3's and YOLOX's are multiplied by the objectness.
 
     Args:
         weight: λ, above 0 and at most 1.
@@ -113,8 +113,8 @@ def _watched(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, Callable,
             yield "neck", (model.neck, flatten_tensors, channel_divergence)
         for name in dense_heads(model):
             head = getattr(model, name)
-            if _has_sigmoid(head) and hasattr(head, "cls_out_channels"):
-                yield name, (head, _class_scores(head), score_divergence)
+            if select := _class_scores(head):
+                yield name, (head, select, score_divergence)
     elif isinstance(getattr(model, "head", None), nn.Module):
         divergence = sigmoid_divergence if _has_sigmoid(model.head) else softmax_divergence
         yield "head", (model.head, flatten_tensors, divergence)
@@ -124,16 +124,38 @@ def _has_sigmoid(head: nn.Module) -> bool:
     return any(getattr(module, "use_sigmoid", False) for module in head.modules())
 
 
-def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]]:
-    """Selects a dense head's class scores: by convention its first output, a list with one tensor per level."""
-    priors = getattr(head, "num_base_priors", 1)
-    channels = head.cls_out_channels * (priors if isinstance(priors, int) else 1)
+def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]] | None:
+    """How to read the logits of the class scores off a dense head's outputs, one tensor (N, C, H, W) per level.
 
-    def select(outputs: Any) -> tuple[Tensor, ...]:
-        maps = flatten_tensors(outputs[0])
-        return maps if all(scores.dim() == 4 and scores.shape[1] == channels for scores in maps) else ()
+    None where the head has no such scores.
+    """
+    if not _has_sigmoid(head):
+        return None
+    if hasattr(head, "num_attrib"):  # YOLOv3: (x, y, w, h, objectness, classes) of each anchor
 
+        def select(outputs: Any) -> tuple[Tensor, ...]:
+            maps = [scores.unflatten(1, (head.num_base_priors, head.num_attrib)) for scores in outputs[0]]
+            return tuple(_times_objectness(scores[:, :, 5:], scores[:, :, 4:5]).flatten(1, 2) for scores in maps)
+    elif hasattr(head, "multi_level_conv_obj"):  # YOLOX: classes, boxes, objectness
+
+        def select(outputs: Any) -> tuple[Tensor, ...]:
+            return tuple(map(_times_objectness, outputs[0], outputs[2]))
+    elif hasattr(head, "cls_out_channels"):  # by convention the first output
+        priors = getattr(head, "num_base_priors", 1)
+        channels = head.cls_out_channels * (priors if isinstance(priors, int) else 1)
+
+        def select(outputs: Any) -> tuple[Tensor, ...]:
+            maps = flatten_tensors(outputs[0])
+            return maps if all(scores.dim() == 4 and scores.shape[1] == channels for scores in maps) else ()
+    else:
+        return None
     return select
+
+
+def _times_objectness(classes: Tensor, objectness: Tensor) -> Tensor:
+    """The logit of σ(class) · σ(objectness), the score at inference: nothing trains class logits of background."""
+    product = F.logsigmoid(_exact(classes)) + F.logsigmoid(_exact(objectness))
+    return product - torch.log(-torch.expm1(product.clamp(max=-1e-6)))
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
