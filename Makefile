@@ -32,12 +32,13 @@ else
 endif
 RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
-.PHONY: help setup demo test lint configs docs existing
+.PHONY: help setup demo test test-fast lint configs docs existing
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a tiny detector with NetAug on handwritten digits, test it, draw its detections"
-	@echo "make test    lint and run the tests"
+	@echo "make test    lint and run all tests"
+	@echo "make test-fast  lint and run the tests that are not marked slow"
 	@echo "make lint    ruff alone"
 	@echo "make configs load every config with the original line's MMEngine, without torch (a venv of a minute)"
 	@echo "make docs    build the documentation's site into build/site (a venv of a minute)"
@@ -60,9 +61,15 @@ demo: setup
 	@echo "==> pictures of the detections: $(DEMO)/detections"
 
 test: lint $(CONFIGS)
-	@$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }
-	@# several processes of one thread each are faster than one of several, and do not disturb each other
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n auto --dist loadfile")
+	$(PYTEST)
+
+test-fast: lint
+	$(PYTEST) -m "not slow"
+
+# Several processes of one thread each are faster than one of several, and do not disturb each other. Files go to them in
+# the order of tests/conftest.py.
+PYTEST = @$(PYTHON) -c "import pytest" || { echo "error: no pytest in this environment: $(PYTHON) -m pip install pytest"; exit 1; }; \
+  OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n auto --dist loadfile --no-loadscope-reorder")
 
 lint: setup
 	@if $(PYTHON) -m ruff --version >/dev/null 2>&1; then \

@@ -1,5 +1,9 @@
 """Settings of all tests: one thread, so that results do not depend on the machine, and nothing kept between tests."""
 
+from __future__ import annotations
+
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -14,6 +18,12 @@ torch.set_num_threads(1)
 settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None, suppress_health_check=HealthCheck)
 settings.register_profile("long", max_examples=2500, deadline=None, suppress_health_check=HealthCheck)
 settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs files with many slow tests first, so that no process works on one alone at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,13 @@ def test_the_configs_that_are_promised_are_there():
     assert set(promised) <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# NetAug configs differ from their plain twins in NetAug alone (tested below): one of each backbone is traced, which
+# takes seconds, and one of other factors.
+TRACED = ("yolov3_mbv2_w035_netaug_voc", "yolov3_mbv3_w035_netaug_voc", "yolov3_mbv3_w035_netaug_digits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if "_netaug" not in name or name in TRACED])
 def test_config_builds_and_its_tiny_network_is_the_plain_one(name):
     model = build(name)
     assert bool(find_spaces(model)) == ("_netaug" in name)

@@ -39,7 +39,12 @@ def load(experiment) -> Config:
     return cfg
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+# What a network is made of is in its configs; options change values.
+OF_EACH_CONFIG = list({(one.config, one.plain): one for one in reversed(EXPERIMENTS)}.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", OF_EACH_CONFIG, ids=lambda experiment: experiment.name)
 def test_experiment_builds_and_is_measured_by_its_plain_config(experiment, monkeypatch):
     monkeypatch.chdir(ROOT)  # the teacher is named by its path
     cfg = load(experiment)
