@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 from networks import BACKBONES, batch, build_pair, detector_config, plain_at, scatter_gradients
-from test_engine import RATE, assert_updated, gradients, peak_of, step, wrapper
+from steps import RATE, assert_updated, gradients, peak_of, step, wrapper
 from torch import Tensor, nn
 
 from mmnetaug.engine.distillation import InPlaceDistillation

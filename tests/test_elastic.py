@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
+from steps import step, wrapper
 from torch import nn
 
 from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_storage
@@ -17,24 +18,10 @@ from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_s
 every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 
 
-def wrapper(model: nn.Module, **kwargs):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    return OPTIM_WRAPPERS.build(dict(type="mmnetaug.NetAugOptimWrapper", optimizer=optimizer, **kwargs))
-
-
 def build(config: dict) -> nn.Module:
     """Builds in mmdet's scope, whatever an earlier test has left as the default."""
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(config)
-
-
-def step(model: nn.Module, data: dict, optim_wrapper) -> dict:
-    """``BaseModel.train_step`` behind the data preprocessor."""
-    with optim_wrapper.optim_context(model):
-        losses = model(**copy.deepcopy(data), mode="loss")
-    loss, log = model.parse_losses(losses)
-    optim_wrapper.update_params(loss)
-    return log
 
 
 @every_backbone
@@ -212,18 +199,23 @@ def test_both_spellings_of_factors_and_bad_ones():
 
 
 def test_role_overrides():
-    config = detector_config("resnet18")
-    elastic, _ = build_pair(config, roles={"backbone.layer1.*": "base", "backbone.layer2.0.conv1": "width"})
-    groups = {group.name: group for group in elastic.elastic.groups}
-    assert groups["backbone.layer1.0.conv1"].widths == [8]
-    assert groups["backbone.layer1.0.conv1"].held_reason == "by the config"
-    assert groups["backbone.layer2.0.conv1"].role == "width"
+    def groups(backbone: str, roles: dict) -> dict:
+        """Of the backbone alone, which is traced faster than a detector."""
+        factors = dict(width=[1, 2], expand=[1, 2], input_size=IMAGE)
+        model = dict(BACKBONES[backbone][0], out_indices=(2,))
+        elastic = build(dict(type="mmnetaug.NetAug", model=model, roles=roles, **factors))
+        return {group.name: group for group in elastic.elastic.groups}
+
+    found = groups("resnet18", {"layer1.*": "base", "layer2.0.conv1": "width"})
+    assert found["layer1.0.conv1"].widths == [8]
+    assert found["layer1.0.conv1"].held_reason == "by the config"
+    assert found["layer2.0.conv1"].role == "width"
     with pytest.raises(ValueError, match="matches none"):
-        build_pair(config, roles={"backbone.layer9*": "base"})
+        groups("resnet18", {"layer9*": "base"})
     with pytest.raises(ValueError, match="none of"):
-        build_pair(config, roles={"backbone.layer1.*": "wide"})
-    elastic, _ = build_pair(detector_config("mobilenet_v3"), roles={"*.se.conv1*": "base"})
-    squeezes = [group for group in elastic.elastic.groups if ".se.conv1" in group.name]
+        groups("resnet18", {"layer1.*": "wide"})
+    found = groups("mobilenet_v3", {"*.se.conv1*": "base"})
+    squeezes = [group for name, group in found.items() if ".se.conv1" in name]
     assert squeezes and all(group.held_reason == "by the config" for group in squeezes)
 
 
@@ -282,7 +274,7 @@ def test_tiny_and_large_checkpoints_load(backbone):
         other.load_state_dict(wrong, strict=True)
 
 
-@every_backbone
+@pytest.mark.parametrize("backbone", ["mobilenet_v3", "resnet18", "cspdarknet"])  # three ways to initialise
 def test_the_tiny_network_starts_as_the_plain_one(backbone):
     """Same seed, same initial weights: baseline and NetAug runs start from one point, whatever initialises them."""
     config = detector_config(backbone)

@@ -71,7 +71,7 @@ def steps(pipeline: list, kind: str) -> list:
 
 
 def family(config: str) -> str:
-    """Configs that differ in their data set alone, or in the NetAug and the distillation of one recipe, are a family."""
+    """A family differs in the data set alone, or in whether one recipe has NetAug and distillation."""
     if "transfer" in config or "tinytl" in config:
         return config.rpartition("_")[0]
     if "imagenet" in config and TINY not in config:
@@ -81,7 +81,8 @@ def family(config: str) -> str:
 
 TINY = "mobilenet_v2_tiny"
 # of each family the row with NetAug, where there is one; its plain twin is compared with it below
-OF_EACH_FAMILY = list({family(row.config): row for row in sorted(ROWS, key=lambda row: row.method == "NetAug")}.values())
+NETAUG_LAST = sorted(ROWS, key=lambda row: row.method == "NetAug")
+OF_EACH_FAMILY = list({family(row.config): row for row in NETAUG_LAST}.values())
 
 
 @pytest.mark.parametrize("row", OF_EACH_FAMILY, ids=lambda row: f"{row.config}-{row.method}")
@@ -195,8 +196,8 @@ def test_netaug_config_wraps_the_model_of_its_plain_twin(name):
         assert ours[key] == plain[key]
 
 
-# Tracing takes seconds: once for each architecture. The distilled ones train the same networks, and the networks of width
-# 1.0 are those of 0.35.
+# Tracing takes seconds: once for each architecture. The distilled configs train the same networks, and those of width
+# 1.0 have the layers of 0.35.
 TRACED = [f"classification/imagenet/{name}_netaug_in1k.py" for name in NETWORKS if not name.endswith("w100")]
 
 
