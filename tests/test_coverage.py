@@ -18,6 +18,7 @@ def test_every_registered_backbone_is_covered_or_left_out_for_a_reason():
     assert not CONVOLUTIONAL.keys() & LEFT_OUT.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, variant, share",
     [

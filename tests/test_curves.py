@@ -16,6 +16,8 @@ from test_tools import load_tool, run
 from mmnetaug.apis.build import build_runner
 from mmnetaug.engine.train_accuracy import TrainAccuracyHook
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parents[1]
 plot_curves = load_tool("plot_curves")
 

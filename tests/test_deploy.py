@@ -33,6 +33,8 @@ from mmnetaug.deploy.tflite import LeakyMaximum
 from mmnetaug.errors import UserError
 from mmnetaug.models import SameConv2d
 
+pytestmark = pytest.mark.slow
+
 sweep, export, test, compare, train = (load_tool(name) for name in ("sweep", "export", "test", "compare", "train"))
 
 
@@ -106,8 +108,9 @@ def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     assert "holds a training by another config" in capsys.readouterr().err
     (tmp_path / "net/64/last_checkpoint").write_text("/where/it/was/epoch_1.pth")
     assert run(sweep, *args, "train_cfg.max_epochs=1") == 0
+    monkeypatch.setattr(sweep, "launch", lambda command: 0)  # a training that leaves nothing behind
     args[args.index(tmp_path)] = tmp_path / "other"
-    assert run(sweep, *args, "train_cfg.max_epochs=1", "default_hooks.checkpoint=None") == 1
+    assert run(sweep, *args, "train_cfg.max_epochs=1") == 1
     assert "left no checkpoint" in capsys.readouterr().err
 
 

@@ -72,6 +72,13 @@ class RandomScenes(BaseDataset):
         return dict(inputs=image, data_samples=sample)
 
 
+def fewer_layers(model: Config) -> None:
+    """Swaps a ResNet-50 for a ResNet-18, which the neck and head treat alike and which takes a third of the time."""
+    if model.backbone.type == "ResNet" and model.backbone.depth == 50:
+        model.backbone.depth = 18
+        model.neck.in_channels = [64, 128, 256, 512]
+
+
 def without_downloads(model: Config) -> Config:
     """The same model config without the weights that would come over the network."""
     for part in model.values():
@@ -81,11 +88,12 @@ def without_downloads(model: Config) -> Config:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", CONFIGS, ids=lambda name: name.rpartition("/")[2])
 def test_two_changes_are_enough(base, tmp_path):
     (tmp_path / "mine.py").write_text(TWO_CHANGES.format(base=base))
     config = Config.fromfile(tmp_path / "mine.py")
-    without_downloads(config.model.model)
+    fewer_layers(without_downloads(config.model.model))
     distilled = any(name in base for name in DISTILLED)
     if distilled:
         config.optim_wrapper.distill = dict()
@@ -102,7 +110,7 @@ def test_two_changes_are_enough(base, tmp_path):
         data_preprocessor=config.get("data_preprocessor"),
         work_dir=str(tmp_path),
         train_dataloader=loader,
-        train_cfg=dict(by_epoch=False, max_iters=3),
+        train_cfg=dict(by_epoch=False, max_iters=2),
         optim_wrapper={**config.optim_wrapper, "optimizer": {**config.optim_wrapper.optimizer, "lr": 1e-4}},
         default_hooks=dict(
             checkpoint=dict(type="mmnetaug.TinyCheckpointHook", by_epoch=False),
@@ -121,8 +129,9 @@ def test_two_changes_are_enough(base, tmp_path):
     with DefaultScope.overwrite_default_scope(scope):
         if "data_preprocessor" in untouched:
             untouched.model.setdefault("data_preprocessor", untouched.data_preprocessor)
-        stock = MODELS.build(without_downloads(untouched.model))
-    tiny = torch.load(tmp_path / "iter_3_tiny.pth", weights_only=True)
+        fewer_layers(without_downloads(untouched.model))
+        stock = MODELS.build(untouched.model)
+    tiny = torch.load(tmp_path / "iter_2_tiny.pth", weights_only=True)
     stock.load_state_dict(tiny["state_dict"], strict=True)
     ours = runner.model.eval()
     stock.eval()

@@ -51,11 +51,18 @@ def command(installed: Path, folder: Path, *args: object) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_describe_train_and_test_by_the_names_of_configs(installed, tmp_path):
+    """``describe`` prints JSON alone. Its figures are the paper's network with our head: 345 M MACs on VOC at 416."""
     data, folder = make_voc_folder(tmp_path / "data", dict(train=4, test=2)), tmp_path / "empty"
     folder.mkdir()
     figures = json.loads(command(installed, folder, "describe", "yolov3_mbv3_w035_netaug_voc", "--json", "-"))
     assert figures["config"] == "yolov3_mbv3_w035_netaug_voc"
+    assert figures["macs"] == pytest.approx(345e6, rel=0.01)
+    assert figures["input_shape"] == [1, 3, 416, 416]
+    assert figures["params"] == 895345
+    stem = figures["groups"][0]
+    assert stem == dict(name="backbone.stem.conv", role="width", base_width=8, widths=[8, 16, 24], held_reason=None)
     options = ["--data-root", data, "--size", 64]
     short = ["--cfg-options", "train_cfg.max_epochs=1", "param_scheduler=None"]
     for split in ("train", "val"):
@@ -67,6 +74,7 @@ def test_describe_train_and_test_by_the_names_of_configs(installed, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"work_dirs"}
 
 
+@pytest.mark.slow
 def test_a_config_of_ones_own_inherits_from_an_installed_one(installed, tmp_path):
     [line] = command(installed, tmp_path, "configs", "yolov3_mbv3_w035_netaug_voc").splitlines()
     name, path = line.split()

@@ -46,6 +46,8 @@ sys.path.append(str(REPO))
 from benchmarks import study
 from benchmarks.study_runs import EXPERIMENTS
 
+pytestmark = pytest.mark.slow
+
 NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it would take minutes
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -16,23 +16,21 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import is_list_of
 from mmpretrain.structures import DataSample
-from test_drop_in import config_path, without_downloads
+from test_drop_in import config_path, fewer_layers, without_downloads
 from torch import Tensor, nn
 
 import mmnetaug  # noqa: F401  (registers everything)
 
 REPO = Path(__file__).parents[1]
-OURS = [f"yolov3_{net}_w035{netaug}_voc.py" for net in ("mbv2", "mbv3") for netaug in ("", "_netaug")]
+OURS = ["yolov3_mbv2_w035_voc.py", "yolov3_mbv3_w035_voc.py", "yolov3_mbv3_w035_netaug_voc.py"]
 STOCK = [
     "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py",
     "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
     "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py",
-    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",  # with a ResNet-18
 ]
 CLASSIFIERS = [
     "classification/imagenet/mobilenet_v2_tiny_in1k.py",
-    "classification/imagenet/mobilenet_v3_w035_netaug_in1k.py",
-    "classification/imagenet/mcunet_netaug_in1k.py",
     "classification/cifar10/mobilenet_v2_tiny_netaug_cifar10.py",
     "mmpretrain::resnet/resnet18_8xb32_in1k.py",
     "mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k.py",
@@ -45,7 +43,10 @@ def build(name: str) -> nn.Module:
     cfg = Config.fromfile(config_path(name) if "::" in name else REPO / "configs" / name)
     model = cfg.model
     if "::" in name:
-        model = dict(type="mmnetaug.NetAug", model=without_downloads(model), expand=[1, 1.4], width=[1, 1.4])
+        without_downloads(model)
+        if cfg.default_scope == "mmdet":
+            fewer_layers(model)
+        model = dict(type="mmnetaug.NetAug", model=model, expand=[1, 1.4], width=[1, 1.4])
     if "data_preprocessor" in cfg:
         model = dict(model, data_preprocessor=cfg.data_preprocessor)
     torch.manual_seed(0)
@@ -56,6 +57,7 @@ def build(name: str) -> nn.Module:
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [[2, 3], [0, 3], [0, 0]], ids=str)
 @pytest.mark.parametrize("name", [*OURS, *STOCK], ids=lambda name: Path(name).stem)
 def test_detectors_compute_losses_predictions_and_raw_outputs(name, boxes):
@@ -82,6 +84,7 @@ def test_detectors_compute_losses_predictions_and_raw_outputs(name, boxes):
         assert isinstance(model(batch["inputs"], batch["data_samples"], mode="tensor"), tuple)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS, ids=lambda name: Path(name).stem)
 def test_classifiers_compute_losses_predictions_and_raw_outputs(name):
     model = build(name)

@@ -355,6 +355,7 @@ BLOCKS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @given(CHANNELS, st.lists(BLOCKS, min_size=1, max_size=3), YES_OR_NO)
 @example(  # a held group whose width is no multiple of its step

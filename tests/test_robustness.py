@@ -35,6 +35,9 @@ from mmnetaug.files import only_writer, read_log, replaced_when_done
 TOOLS = {name: load_tool(name) for name in ("train", "test", "sweep", "compare", "export", "describe", "plot_curves")}
 
 
+pytestmark = pytest.mark.slow  # most of them need an exported network
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A detector with its weights and data, exported, and a log."""
@@ -280,15 +283,14 @@ def test_an_onnx_file_of_something_else(place, tmp_path, capsys, model, inputs, 
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_on_the_cpu_asks_nothing_of_a_gpu(place, tmp_path, monkeypatch):
+def test_a_model_on_the_cpu_asks_nothing_of_a_gpu(place, monkeypatch):
     """Beside a GPU, on which nothing may be touched."""
     model = build_model(Config.fromfile(place / "plain.py")).eval()
-    deploy_onnx.export_onnx(model, (1, 3, 64, 64), tmp_path / "x.onnx")  # torch's exporter itself does ask
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("the GPU was asked"))
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the GPU was touched"))
     assert count_cost(model, (1, 3, 64, 64)).macs > 0
-    replace_network(model, deploy_onnx.OnnxNetwork(tmp_path / "x.onnx"), (64, 64))
+    replace_network(model, deploy_onnx.OnnxNetwork(place / "tiny.onnx"), (64, 64))
 
 
 def test_what_is_exported_is_traced_where_it_is(place, tmp_path, monkeypatch):

@@ -10,8 +10,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -284,19 +282,6 @@ def test_the_tiny_checkpoint_is_the_elastic_one_at_base_width(place, trained, tm
 
 
 # --- describe ---------------------------------------------------------------------------------------------------------
-
-
-def test_describe_prints_json_alone():
-    """Also the cost of the paper's network with our head: 345 M MACs on VOC at 416."""
-    command = [sys.executable, "tools/describe.py", "configs/yolov3_mbv3_w035_netaug_voc.py", "--json", "-"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    figures = json.loads(done.stdout)
-    assert figures["macs"] == pytest.approx(345e6, rel=0.01)
-    assert figures["input_shape"] == [1, 3, 416, 416]
-    assert figures["params"] == 895345
-    stem = figures["groups"][0]
-    assert stem == dict(name="backbone.stem.conv", role="width", base_width=8, widths=[8, 16, 24], held_reason=None)
-    assert "data: " in done.stderr
 
 
 def test_describe_a_plain_config_without_data(place, tmp_path, capsys):

@@ -24,6 +24,7 @@ from mmnetaug import ChannelSortHook
 from mmnetaug.checkpoint import trusted_load
 from mmnetaug.elastic import base_state_dict, find_spaces
 
+pytestmark = pytest.mark.slow
 SIZE = 64
 FACTORS = dict(width=[1, 1.5], expand=[1, 1.5], input_size=SIZE)
 NOTHING = 1e-30  # so small an alpha that nothing of the augmented pass is left in float32: the step is a plain one
@@ -131,13 +132,14 @@ def classifier(**backbone: Any) -> dict:
     )
 
 
-def two_stage(config: str) -> Config:
+def two_stage(config: str, depth: int = 50) -> Config:
     """A config of mmdet's with few channels and proposals."""
     cfg = Config.fromfile(config_path(config))
     without_downloads(cfg.model)
     detector = cfg.model.get("detector", cfg.model)
-    detector.backbone.update(base_channels=8, stem_channels=8)
-    detector.neck.update(in_channels=[32, 64, 128, 256], out_channels=16)
+    detector.backbone.update(depth=depth, base_channels=8, stem_channels=8)
+    expansion = 4 if depth == 50 else 1
+    detector.neck.update(in_channels=[expansion * width for width in (8, 16, 32, 64)], out_channels=16)
     detector.rpn_head.update(in_channels=16, feat_channels=16)
     head = detector.roi_head
     head.bbox_roi_extractor.update(out_channels=16)
@@ -174,7 +176,7 @@ SOFT_TEACHER = "mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_
 
 def test_a_semi_supervised_detector(tmp_path):
     """NetAug goes around the detector that student and teacher are copies of."""
-    stock = two_stage(SOFT_TEACHER).model
+    stock = two_stage(SOFT_TEACHER, depth=18).model
     stock.semi_train_cfg.update(
         dict.fromkeys(["pseudo_label_initial_score_thr", "rpn_pseudo_thr", "cls_pseudo_thr"], 0.0)
     )
