@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
 
 import mmnetaug  # noqa: F401  # registers everything that configs name
@@ -31,3 +34,17 @@ def one_run_per_process(monkeypatch) -> None:
     """MMEngine keeps what a run logs and draws with by the run's name, whose time stamp is the same for a second."""
     for kind in (Visualizer, MMLogger, MessageHub):
         monkeypatch.setattr(kind, "_instance_dict", type(kind._instance_dict)())
+
+
+@pytest.fixture(scope="module")
+def quick_garbage_collection() -> Iterator[None]:
+    """Exempts what is imported from garbage collection, which MMEngine runs for every data set that it builds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def mmdet_scope() -> None:
+    """Lets names without a scope mean MMDetection's."""
+    init_default_scope("mmdet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import multiprocessing
@@ -40,19 +39,8 @@ from mmnetaug.datasets import check_data, check_dataset, fill_config
 from mmnetaug.demo import digits
 from mmnetaug.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection", "mmdet_scope")
 CONFIGS = Path(__file__).parents[1] / "configs/_base_"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_garbage_collection():
-    gc.freeze()  # every data set built collects garbage, which need not search all that was imported
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    init_default_scope("mmdet")
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

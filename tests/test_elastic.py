@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
-from networks import BACKBONES, IMAGE, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
+from networks import BACKBONES, IMAGE, Slices, batch, build_pair, detector_config, loss_of, plain_at, scatter_gradients
 from steps import step, wrapper
 from torch import nn
 
@@ -70,32 +70,29 @@ def test_a_step_is_the_sum_of_both_gradients_of_independent_networks(backbone):
 
 @every_backbone
 def test_only_sampled_channels_get_a_gradient(backbone):
-    elastic, _ = build_pair(detector_config(backbone))
+    """Where sampled channels lie is computed by ``Slices``, and the tiny network's by the plain network's shapes."""
+    elastic, plain = build_pair(detector_config(backbone))
     space, data = elastic.elastic, batch()
     space.driven = True
     for widths in (space.largest(), space.sample(0, 0), space.base()):
         elastic.zero_grad()
         with space.at(widths):
             loss_of(elastic, data).backward()
-        for name, parameter in elastic.named_parameters():
+        chosen = dict(zip(space.groups, widths, strict=True))
+        for path, parameter in elastic.named_parameters():
             # Weights in front of a batch norm may get a gradient of zero here and there; a whole zero: "not reached".
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-        for layer in elastic.modules():
-            for name, axes in getattr(layer, "elastic_axes", {}).items():
-                if name not in layer._parameters:
-                    continue
-                gradient = layer.stored(name).grad
-                places = tiny = torch.arange(gradient.numel()).view(gradient.shape)
-                with space.at(widths):
-                    for axis in axes:
-                        places = axis.take(places)
-                tiny = tiny[layer.base_block(name)]
-                beyond = gradient.flatten().clone()
-                beyond[places.flatten()] = 0
-                assert not beyond.any(), name
-                additional = gradient.flatten().clone()
-                additional[tiny.flatten()] = 0
-                assert additional.any() == (places.numel() > tiny.numel()), name
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, path
+            layer, name = elastic.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+            if name not in getattr(layer, "elastic_axes", {}):
+                continue
+            gradient = layer.stored(name).grad
+            fixed = {run: run.width for axis in layer.elastic_axes[name] for run in axis.runs}
+            unsampled = torch.ones_like(gradient, dtype=torch.bool)
+            unsampled[Slices(layer, name, fixed | chosen).mesh()] = False
+            assert not gradient[unsampled].any(), path
+            additional = ~unsampled
+            additional[tuple(slice(size) for size in plain.get_parameter(path).shape)] = False
+            assert gradient[additional].any() == additional.any(), path
 
 
 @every_backbone

@@ -8,7 +8,6 @@ What mmdet makes of a file is the reference. Thousands of files::
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -21,25 +20,14 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 
 from mmnetaug.datasets import DatasetReport, check_data, fill_config
 from mmnetaug.errors import DataError
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_garbage_collection", "mmdet_scope")]
 CONFIG = Path(__file__).parents[1] / "configs/_base_/custom_data.py"
 CLASSES = ("cat", "dog", "emu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_garbage_collection():
-    gc.freeze()  # every data set built collects garbage, which need not search all that was imported
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def _scope():
-    init_default_scope("mmdet")
 
 
 @pytest.fixture(scope="module")
