@@ -1,6 +1,6 @@
-"""The command ``mmnetaug``: runs the tools, which lie in the installed package beside the configs.
+"""The command ``mmnetaug``: runs the tools, which are installed with the package.
 
-``mmnetaug train CONFIG`` is ``python tools/train.py CONFIG`` without a clone. ``python -m mmnetaug`` is the same, for
+``mmnetaug train CONFIG`` is ``python tools/train.py CONFIG`` without a clone. ``python -m mmnetaug`` does the same, for
 launchers that start Python modules.
 """
 
@@ -12,12 +12,12 @@ import runpy
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parent / ".mim/tools"  # where OpenMMLab's mim looks for them, too
+TOOLS = Path(__file__).parent / ".mim/tools"  # as OpenMMLab's mim expects
 OF_THE_REPOSITORY = ("paper",)  # it writes the repository's own pages
 
 
 def main() -> None:
-    """Run the tool that the command line names, with the arguments behind its name."""
+    """Runs the tool named first on the command line with the arguments that follow."""
     tools = {path.stem: path for path in sorted(TOOLS.glob("*.py")) if path.stem not in OF_THE_REPOSITORY}
     lines = [f"  {name:20} {_first_line(path)}" for name, path in tools.items()]
     parser = argparse.ArgumentParser(

@@ -1,13 +1,14 @@
-"""Reading checkpoint files without running what they contain.
+"""Loads checkpoints without running code that they contain.
 
-A checkpoint is a pickle, and a pickle can run any command when it is loaded. Tiny checkpoints hold tensors and plain
-types, so torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``,
-numpy scalars). Under torch 2.6 and later the original line therefore cannot resume from its own, and the maintained
-line goes too far: it allows ``getattr``, with which a pickle reaches everything, and falls back to a full unpickle for
-*any* file. So who may run code is said here: nothing within :func:`tensors_only`, where the tools do all of their work,
-and what the user vouches for, such as a file in the run's own work directory, within :func:`trusted_load`.
+A checkpoint is a pickle, which can run any command when it is loaded. Tiny checkpoints hold tensors and plain types, so
+torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``, numpy
+scalars). With torch 2.6 and later, the original line therefore cannot resume from its own checkpoints, and the
+maintained line allows too much: ``getattr``, by which a pickle reaches everything, and a full unpickling of *any* file
+as a fallback. This module decides instead: no code runs inside of :func:`tensors_only`, in which the tools do all their
+work; files that the user trusts, such as those in the run's own work directory, are loaded inside of
+:func:`trusted_load`.
 
-A config is a Python program, which runs when it is read: a config from elsewhere needs the trust that a program needs.
+A config is a Python program that runs when it is read: a config from elsewhere must be trusted like a program.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from torch import nn
 
 from mmnetaug.errors import CheckpointError
 
-# How torch lets the process decide for code that cannot be changed, here mmengine's: the first overrules every call,
-# the second only those that do not say `weights_only` themselves.
+# torch's switches for code that cannot be changed, here mmengine's: the first overrides every call, the second only
+# calls without `weights_only`.
 _ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _ANY_OBJECT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -41,23 +42,23 @@ _PICKLED = (
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a checkpoint of tensors and plain types onto the CPU; refuse anything that would need to run code.
+    """Loads a checkpoint of tensors and plain types onto the CPU; rejects files that would run code.
 
     Args:
         path: File written by ``torch.save``.
 
     Returns:
-        What was saved: a state dict, or a dict that holds one under ``"state_dict"``.
+        A state dict, or a dict that holds one under ``"state_dict"``.
 
     Raises:
-        CheckpointError: No such file, a damaged one, one that is not a checkpoint, or one that holds other objects.
+        CheckpointError: The file is missing, damaged, not a checkpoint, or holds other objects.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (  # the unpickler takes any bytes for instructions
+    except (  # the unpickler interprets any bytes as instructions
         *(pickle.UnpicklingError, RuntimeError, EOFError, struct.error),
         *(KeyError, IndexError, ValueError, TypeError, AttributeError),
     ) as error:
@@ -72,14 +73,14 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU, as tensors and plain types alone unless it is trusted.
+    """Loads a checkpoint onto the CPU, restricted to tensors and plain types unless it is trusted.
 
     Args:
         path: A file, or a URL or name that MMEngine can download from.
         trusted: Whether it may hold any pickle.
 
     Raises:
-        CheckpointError: It cannot be read, or holds objects and is not trusted.
+        CheckpointError: It cannot be read, or it holds other objects and is not trusted.
     """
     if is_local(path) and not trusted:
         return load_tensors(path)
@@ -88,7 +89,7 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
             checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise CheckpointError(_PICKLED.format(path)) from error
-    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: torchvision:// and a misspelt name
+    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: a misspelt name after torchvision://
         raise CheckpointError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
@@ -96,23 +97,23 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
 
 
 class ReadOnce(contextlib.AbstractContextManager):
-    """The checkpoints of a run, each read once: MMEngine is given what was checked.
+    """Reads each checkpoint of a run once, so that MMEngine loads exactly what was checked.
 
-    Within this context MMEngine's ``CheckpointLoader``, by which ``Runner``, ``init_cfg`` and models load what they
-    start from, returns what :meth:`read` has read. So a file that is exchanged after it was checked changes nothing.
+    Inside of this context, MMEngine's ``CheckpointLoader``, which ``Runner``, ``init_cfg`` and models use, returns what
+    :meth:`read` has read. Replacing a file after its check has no effect.
     """
 
     def __init__(self) -> None:
         self._read: dict[str, dict[str, Any]] = {}
 
     def read(self, path: str, trusted: bool) -> dict[str, Any]:
-        """:func:`read_checkpoint`, and remember the result until :meth:`forget`."""
+        """:func:`read_checkpoint` with its result cached until :meth:`forget`."""
         if path not in self._read:
             self._read[path] = read_checkpoint(path, trusted)
         return self._read[path]
 
     def forget(self) -> None:
-        """Free the memory, once everything is loaded."""
+        """Frees the memory when everything is loaded."""
         self._read.clear()
 
     def __enter__(self) -> ReadOnce:
@@ -121,7 +122,7 @@ class ReadOnce(contextlib.AbstractContextManager):
 
         def load_checkpoint(filename: str, map_location: Any = None, logger: Any = "current") -> dict[str, Any]:
             if filename in self._read:
-                return copy.deepcopy(self._read[filename])  # hooks and models change what they are given
+                return copy.deepcopy(self._read[filename])  # hooks and models change it
             try:
                 return load(filename, map_location, logger)
             except pickle.UnpicklingError as error:
@@ -135,14 +136,14 @@ class ReadOnce(contextlib.AbstractContextManager):
 
 
 def is_local(path: str) -> bool:
-    """Whether a checkpoint is a file here rather than a URL or a name such as ``torchvision://resnet50``."""
+    """Whether a checkpoint is a local file and not a URL or a name such as ``torchvision://resnet50``."""
     return re.match(r"[\w-]+:(s3:)?//", path) is None
 
 
 def find_last_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint that MMEngine noted last, or the newest where there is no note or only half of one."""
+    """The last checkpoint by MMEngine's record, or the newest file if the record is missing or incomplete."""
     noted = find_latest_checkpoint(str(work_dir)) or ""
-    # it is noted by its path, and the work directory may have been moved
+    # the record holds a path, and the work directory may have been moved
     found = [path for path in (Path(noted), work_dir / Path(noted).name) if path.is_file()]
     saved = [path for kind in ("epoch", "iter") for path in work_dir.glob(f"{kind}_*[0-9].pth")]
     found += sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -150,7 +151,7 @@ def find_last_checkpoint(work_dir: Path) -> str | None:
 
 
 def pretrained(module: nn.Module) -> Iterator[Mapping[str, Any]]:
-    """What a module's ``init_cfg`` says about checkpoints that it starts from."""
+    """Yields the entries of a module's ``init_cfg`` that load checkpoints."""
     init_cfg = getattr(module, "init_cfg", None) or []
     for init in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
         if init.get("type") == "Pretrained" and init.get("checkpoint"):
@@ -158,23 +159,23 @@ def pretrained(module: nn.Module) -> Iterator[Mapping[str, Any]]:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Whether ``path`` starts as ``torch.save`` writes: a zip archive, or before torch 1.6 a pickle of protocol 2."""
+    """Whether a file starts like one of ``torch.save``: a zip archive, or before torch 1.6 a pickle of protocol 2."""
     with path.open("rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02")
 
 
 @contextlib.contextmanager
 def tensors_only() -> Iterator[None]:
-    """Within this context nothing is unpickled in full, whatever the caller of ``torch.load`` asks for."""
+    """Inside of this context, ``torch.load`` is restricted to tensors and plain types, whatever its arguments."""
     with _switched(_ONLY_TENSORS, overrules=_ANY_OBJECT):
         yield
 
 
 @contextlib.contextmanager
 def trusted_load() -> Iterator[None]:
-    """Within this context MMEngine of either line loads full training checkpoints.
+    """Inside of this context, MMEngine of either line loads full training checkpoints.
 
-    For files that the user vouches for and for nothing else: loading one can run any command.
+    Only for files that the user trusts: loading them can run any command.
     """
     with _switched(_ANY_OBJECT, overrules=_ONLY_TENSORS):
         yield
@@ -182,7 +183,7 @@ def trusted_load() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _switched(switch: str, overrules: str) -> Iterator[None]:
-    """Set one environment variable and unset another; at the end undo it."""
+    """Sets one environment variable, unsets another, and restores both at the end."""
     before = {name: os.environ.get(name) for name in (switch, overrules)}
     try:
         os.environ[switch] = "1"

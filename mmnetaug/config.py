@@ -1,4 +1,4 @@
-"""Helpers that read configs, of data sets inside wrappers such as ``RepeatDataset`` and ``ConcatDataset`` above all."""
+"""Helpers to read configs, also of data sets inside of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_list(value: Any) -> list:
-    """What a config holds as one or several (an evaluator, say), as a list; of nothing, an empty one."""
+    """Makes a list of a config value that may be a list, a single item or empty, such as an evaluator."""
     return list(value) if isinstance(value, list | tuple) else [value] if value else []
 
 
@@ -18,7 +18,7 @@ def type_name(config: Mapping[str, Any]) -> str:
 
 
 def leaves(dataset: dict) -> Iterator[dict]:
-    """The data sets that wrappers are around, from the first to the last."""
+    """Yields the configs of the data sets inside of wrappers, in order."""
     parts = [dataset["dataset"]] if dataset.get("dataset") else dataset.get("datasets") or []
     if not parts:
         yield dataset
@@ -27,19 +27,19 @@ def leaves(dataset: dict) -> Iterator[dict]:
 
 
 def first_pipeline(dataset: dict) -> list[dict] | None:
-    """The transforms of a data set (of the first of several), or None where it hands over ready images."""
+    """The transforms of a data set, or of the first of several; None without a pipeline."""
     return next((leaf["pipeline"] for leaf in leaves(dataset) if leaf.get("pipeline")), None)
 
 
 def with_pipeline(dataset: dict, pipeline: list[dict] | None) -> dict:
-    """A data set without what repeats, mixes or balances it, its images through other transforms.
+    """Removes wrappers that repeat, mix or balance a data set, and replaces its transforms.
 
     Args:
         dataset: Its config, not changed.
-        pipeline: The transforms; None leaves its own.
+        pipeline: The transforms; None keeps its own.
 
     Returns:
-        A config in which ``ConcatDataset`` is the only wrapper.
+        A config whose only wrapper is ``ConcatDataset``.
     """
     if dataset.get("dataset"):
         return with_pipeline(dataset["dataset"], pipeline)

@@ -1,9 +1,9 @@
-"""What must be installed, checked once at ``import mmnetaug``, before anything of OpenMMLab is imported.
+"""Checks the installed packages at ``import mmnetaug``, before anything of OpenMMLab is imported.
 
 OpenMMLab comes in two lines with the same module names: the original one (mmengine, mmcv, mmdet, mmpretrain) and the
-maintained one (onedl-mmengine, onedl-mmcv, onedl-mmdetection, onedl-mmpretrain). Either works; one installed over the
-other does not, because each overwrites files of the other. What is wrong is said here, in one message, rather than by
-whichever import trips over it first.
+maintained one (onedl-mmengine, onedl-mmcv, onedl-mmdetection, onedl-mmpretrain). Either works, but not one installed
+over the other, since they overwrite each other's files. All problems are reported in one message, instead of by the
+first import that fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.library import Library
 
-# module -> the distributions that provide it (the maintained line first) and the oldest release of each that will do
+# module -> the distributions that provide it (the maintained line first) and their oldest supported releases
 _PROVIDERS = {
     "mmengine": {"onedl-mmengine": "0.10.8", "mmengine": "0.10.0"},
     "mmcv": {"onedl-mmcv": "2.3.0", "mmcv": "2.1.0"},
@@ -31,7 +31,7 @@ _PROVIDERS = {
     "defusedxml": {"defusedxml": "0.7.1"},
 }
 
-# distribution -> the first releases of other modules that it refuses when it is imported
+# distribution -> the first releases of other modules with which its import fails
 _REFUSES = {
     "mmdet": {"mmcv": "2.2.0", "mmengine": "1.0.0"},
     "mmpretrain": {"mmcv": "2.4.0", "mmengine": "1.0.0"},
@@ -39,14 +39,14 @@ _REFUSES = {
 }
 
 _torchvision_schemas: Library | None = None
-"""Keeps the declarations of :func:`_declare_torchvision_operators` alive: they vanish with this object."""
+"""Keeps the declarations of :func:`_declare_torchvision_operators` alive, which are removed with this object."""
 
 
 def check() -> None:
-    """Check what is installed, and import what needs care: torchvision's operators and mmdet's chatter.
+    """Checks the installed packages, and works around problems of importing torchvision and mmdet.
 
     Raises:
-        ImportError: Something is missing, too old, or installed over its twin; the message says what to do for each.
+        ImportError: A package is missing, too old, or installed over its twin; the message says what to do for each.
     """
     problems = _problems()
     if problems:
@@ -60,13 +60,13 @@ def check() -> None:
 
 
 def _problems() -> list[str]:
-    """What is wrong with the installed packages, one sentence each, with the command that puts it right."""
+    """Problems of the installed packages, each with the command that solves it."""
     problems = []
     found = {
         module: {name: release for name in providers if (release := _installed(name))}
         for module, providers in _PROVIDERS.items()
     }
-    # advice names the line that is already there; the maintained one if none is
+    # recommend the line that is installed, or the maintained one if none is
     original = found["mmengine"].keys() == {"mmengine"}
     for module, providers in _PROVIDERS.items():
         installed = found[module]
@@ -95,7 +95,7 @@ def _problems() -> list[str]:
 
 
 def _too_new(found: dict[str, dict[str, str]]) -> list[str]:
-    """Which of the installed releases another installed package refuses, one sentence each.
+    """Installed releases that other installed packages do not support.
 
     Args:
         found: Module -> distribution that provides it -> installed release.
@@ -131,15 +131,15 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 def _declare_torchvision_operators() -> None:
-    """Let torchvision be imported where its compiled operators cannot be loaded.
+    """Makes torchvision importable if its compiled operators cannot be loaded.
 
-    The wheels on the package registry are CUDA builds. Beside a CPU build of torch their library does not load, and
-    ``import torchvision`` then stops at the two operators that it describes to the compiler without looking whether
-    they are there. mmpretrain needs only the Python part (transforms), so the two are declared, without an
-    implementation. Where the library loads, it declares them itself and nothing is done here.
+    The wheels on PyPI are CUDA builds. With a CPU build of torch their library does not load, and ``import
+    torchvision`` fails at two operators that it registers with the compiler without checking for them. mmpretrain needs
+    only the Python part (transforms), so the two are declared without an implementation. If the library loads, nothing
+    is done.
     """
     global _torchvision_schemas
-    import torch  # not at the top: check() reports its absence
+    import torch  # not at the top, since check() reports its absence
 
     if hasattr(torch.ops.torchvision, "nms"):
         return
@@ -154,6 +154,6 @@ def _declare_torchvision_operators() -> None:
 
 
 def _import_mmdet() -> None:
-    """Import what prints to standard output when it is imported: that belongs to the figures of ``--json -``."""
+    """Imports mmdet with its prints sent to standard error: standard output is for the figures of ``--json -``."""
     with contextlib.redirect_stdout(sys.stderr):
         importlib.import_module("mmdet.datasets")

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written whole or not at all, by one run at a time, and read up to a line that was cut."""
+"""Atomic writes, a lock for work directories, and logs whose last line may be incomplete."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from filelock import FileLock, Timeout
 from mmnetaug.errors import WriteError
 
 PATIENCE = 10
-"""Seconds to wait for a folder: the data loaders of a killed run hold it for up to five."""
+"""Seconds to wait for a folder, since data loaders of a killed run hold it for up to five."""
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Error numbers that blame the storage, whichever file is written."""
+"""Error numbers that concern the storage, not the file."""
 
 
 @contextlib.contextmanager
 def replaced_when_done(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; rename it at the end, so that no half file is ever seen.
+    """Yields a temporary path beside ``path`` and renames it at the end, so that ``path`` is never incomplete.
 
-    The content reaches the disk before the name does, so the same holds when the machine loses power.
+    The content is synced to disk before the rename, so this also holds after a loss of power.
 
     Args:
-        path: The file. Its folder is made if there is none.
+        path: The file. Its folder is created if necessary.
 
     Raises:
-        WriteError: No file can be written there, or the disk is full.
+        WriteError: The file cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose their format by the suffix
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose the format by the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # renaming over /dev/null would replace it
             raise WriteError(f"{path} cannot be written: it is {'a folder' if path.is_dir() else 'no regular file'}")
-        temporary.touch()  # asks the file system itself: permissions say nothing to root, nor on a read-only disk
+        temporary.touch()  # tries it, since permissions do not apply to root or show a read-only disk
         temporary.unlink()
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error}") from error
@@ -59,15 +59,15 @@ def replaced_when_done(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Keep a folder to one process for the length of a run, and remove what killed runs left half written there.
+    """Locks a folder for this process, and removes temporary files of killed runs from it.
 
-    The lock belongs to the process, so that a killed one leaves nothing locked.
+    The lock is released when the process ends, however it ends.
 
     Args:
-        folder: Made if there is none.
+        folder: Created if necessary.
 
     Raises:
-        WriteError: Another process is writing there, or nobody can.
+        WriteError: Another process holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
     lock = FileLock(folder / ".lock")
@@ -90,12 +90,12 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 
 def read_log(work_dir: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``scalars.json``, one log after the other where it was resumed.
+    """Reads the entries of a run's ``scalars.json``; a resumed run has several of them.
 
-    A run that was killed may have left half an entry at the end of a log; it is left out.
+    An incomplete last entry, which a killed run may leave, is ignored.
 
     Raises:
-        ValueError: A log holds something else.
+        ValueError: A log holds anything else.
     """
     entries = []
     for log in sorted(work_dir.glob("*/vis_data/scalars.json")):

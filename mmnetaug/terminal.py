@@ -1,4 +1,4 @@
-"""What people read on a terminal besides results: how far long work is, and the first few of many names."""
+"""Progress and abbreviated lists for the terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ PROGRESS_EVERY = 5  # seconds
 
 
 class Progress:
-    """Says on standard error every few seconds how far something is, and how long it will still take."""
+    """Prints the progress and the remaining time to standard error every few seconds."""
 
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
         self.start = self.said = time.monotonic()
 
     def step(self) -> None:
-        """One more is done."""
+        """Counts one more item."""
         self.done += 1
         now = time.monotonic()
         if now - self.said > PROGRESS_EVERY and self.done < self.total:
@@ -27,6 +27,6 @@ class Progress:
 
 
 def abbreviate(items: Iterable, most: int = 5) -> str:
-    """The first few of some items, and how many more there are."""
+    """Lists the first items and the number of all others."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -1,6 +1,6 @@
-"""A visualisation backend for MMEngine that writes to TensorBoard only where TensorBoard is installed.
+"""A visualisation backend for MMEngine that writes to TensorBoard if that is installed.
 
-Configs cannot ask what is installed: MMEngine takes a config that imports anything for one of its lazy configs.
+Configs cannot check it themselves: MMEngine treats a config with imports as a lazy config.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from mmnetaug.registry import VISBACKENDS
 
 
 class _NoVisBackend(BaseVisBackend):
-    """Accepts everything and writes nothing."""
+    """Ignores everything."""
 
     experiment = None
 
     def _init_env(self) -> None:
-        """There is nothing to set up."""
+        """Does nothing."""
 
 
 @VISBACKENDS.register_module()
 def TensorboardIfInstalled(save_dir: str) -> BaseVisBackend:
-    """Build MMEngine's ``TensorboardVisBackend``, or a backend that writes nothing where tensorboard is missing.
+    """Builds MMEngine's ``TensorboardVisBackend``, or a backend that writes nothing if tensorboard is missing.
 
     Args:
         save_dir: Folder for the event files.

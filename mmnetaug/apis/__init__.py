@@ -1,1 +1,1 @@
-"""What the tools share: the command line, building from a config, the checks before a run, evaluation."""
+"""Shared by the tools: the command line, building from a config, checks before a run, evaluation."""

@@ -1,4 +1,4 @@
-"""Builds the model or MMEngine's Runner of a config; errors in the config are reported to the user."""
+"""Builds the model or the Runner of a config, and reports errors of the config to the user."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmnetaug.errors import UserError
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config as MMEngine's Runner does, on the CPU, its weights not yet initialised.
+    """Builds the model of a config as MMEngine's Runner does, on the CPU, without initialising its weights.
 
     Raises:
-        UserError: The config names something unknown, or gives it arguments that it does not take.
+        UserError: The config has an unknown type or invalid arguments.
     """
     init_default_scope(cfg.get("default_scope") or "mmengine")
     if not cfg.get("model"):
@@ -31,13 +31,13 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build MMEngine's Runner, and with it the model.
+    """Builds MMEngine's Runner, which builds the model.
 
     Raises:
-        UserError: The config names something unknown, or gives it arguments that it does not take.
+        UserError: The config has an unknown type or invalid arguments.
     """
     if (cfg.get("default_scope") or "") == "mmpretrain":
-        # mmpretrain's configs leave this to its tools
+        # mmpretrain's tools set this
         for split in ("train", "val", "test"):
             if cfg.get(f"{split}_dataloader"):
                 cfg[f"{split}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
@@ -47,7 +47,7 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextlib.contextmanager
 def reported_as_user_error(what: str) -> Iterator[None]:
-    """Report what builders raise at an unknown type or a wrong argument in a config as a :class:`UserError`."""
+    """Turns errors of builders for unknown types or invalid arguments of a config into :class:`UserError`."""
     try:
         yield
     except (KeyError, TypeError, ValueError, TraceError) as error:

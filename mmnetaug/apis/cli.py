@@ -1,4 +1,4 @@
-"""What the command line tools share: reading a config, reporting errors, writing results."""
+"""The command line of the tools: arguments, reading a config, reporting errors, writing results."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from mmnetaug.errors import DataError, UserError
 from mmnetaug.files import STORAGE_ERRORS, replaced_when_done
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
-"""What Runner.register_default_hooks knows how to leave out."""
+"""Hooks that Runner.register_default_hooks omits if they are None."""
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every tool taking a config has."""
+    """A parser with the arguments of all tools that take a config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="config file, or the name of one that comes with mmnetaug")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of the config"
     )
-    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the config's data_root")
+    parser.add_argument("--data-root", metavar="PATH", help="folder of the data, in place of the config's data_root")
     return parser
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of tools that run MMEngine's Runner."""
-    parser.add_argument("--work-dir", help="where logs and checkpoints go (default: ./work_dirs/<config name>)")
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<config name>)")
     parser.add_argument(
         "--size", type=int, metavar="N", help="height and width of the network's input, in place of the config's"
     )
@@ -53,16 +53,16 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that come with mmnetaug, without those that others only inherit from: name -> path."""
+    """The configs that come with mmnetaug, without base configs: name -> path."""
     folder = (Path(__file__).parents[1] / ".mim/configs").resolve()
     return {path.stem: path for path in sorted(folder.rglob("*.py")) if "_base_" not in str(path.relative_to(folder))}
 
 
 def find_config(name: str) -> Path:
-    """The config file at a path or, where there is no such file, the one of that name that comes with mmnetaug.
+    """Finds a config by its path or, if there is no such file, by the name of one that comes with mmnetaug.
 
     Raises:
-        UserError: There is neither.
+        UserError: There is no such config.
     """
     if Path(name).is_file():
         return Path(name)
@@ -75,20 +75,20 @@ def find_config(name: str) -> Path:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config of a tool's arguments and apply ``--cfg-options``, ``--work-dir`` and ``--launcher``.
+    """Reads the config of a tool's arguments and applies ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
-        UserError: No such file, a broken config, or an option that does not fit it.
+        UserError: There is no such file, the config is broken, or an option does not fit it.
     """
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(args.cfg_options or {})
-    except Exception as error:  # a config is a program: it may raise anything
+    except Exception as error:  # a config is a program and may raise anything
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
     hooks = cfg.get("default_hooks") or {}
     for name in [name for name, hook in hooks.items() if hook is None and name not in MMENGINE_HOOKS]:
-        del hooks[name]  # default_hooks.NAME=None switches a hook off; MMEngine itself knows that of its own alone
+        del hooks[name]  # default_hooks.NAME=None disables a hook; MMEngine supports that for its own only
     if getattr(args, "work_dir", None):
         cfg.work_dir = args.work_dir
     elif not cfg.get("work_dir"):
@@ -104,10 +104,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def join_cpu_processes(cfg: Config) -> None:
-    """Sets up training by several processes without GPUs, where MMEngine would give one to each.
+    """Sets up training by several processes on CPUs, for which MMEngine would require GPUs.
 
     Raises:
-        UserError: The launcher is not torchrun's.
+        UserError: The launcher is not torchrun.
     """
     if cfg.launcher != "pytorch":
         raise UserError("several processes without GPUs are started by torchrun, with --launcher pytorch")
@@ -122,11 +122,11 @@ def join_cpu_processes(cfg: Config) -> None:
 
 
 def fill_data(cfg: Config, args: argparse.Namespace) -> None:
-    """Point a config at ``--data-root``, and complete it where it reads its classes from the data.
+    """Applies ``--data-root`` to a config, and fills in layout and classes if the config requests that.
 
     Raises:
-        DataError: The data are not there.
-        UserError: The config has no place for a data root.
+        DataError: The data are missing.
+        UserError: The config has no data root.
     """
     try:
         fill_config(cfg, args.data_root)
@@ -137,11 +137,11 @@ def fill_data(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def load_test_config(args: argparse.Namespace, path: str) -> Config:
-    """One of several configs to measure, with the data that the arguments of all point it at.
+    """Reads one of several configs to be measured, with the options and the data root that apply to all of them.
 
     Raises:
-        UserError: It cannot be used, or tests on no data.
-        DataError: The data are not there.
+        UserError: It cannot be used, or has no test data.
+        DataError: The data are missing.
     """
     cfg = load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
     fill_data(cfg, args)
@@ -151,25 +151,25 @@ def load_test_config(args: argparse.Namespace, path: str) -> Config:
 
 
 def lies_in(path: str, folder: str) -> bool:
-    """Whether ``path`` is a file below ``folder``, links followed."""
+    """Whether ``path`` is a file below ``folder``, with links resolved."""
     return Path(path).is_file() and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that reports, asked before the process group exists."""
+    """Whether this is the main process; works before the process group exists."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: argparse.Namespace) -> int:
-    """Run a tool's body, write the figures it returns as ``--json`` asks, and report user errors without a traceback.
+    """Runs a tool, writes the figures it returns as ``--json`` requests, and reports user errors without a traceback.
 
-    With ``--json -`` the figures have standard output to themselves: everything printed on the way goes to standard
-    error. Whatever loads a checkpoint on the way, tensors and plain types alone are unpickled, unless the tool is given
-    ``--trust-checkpoint``.
+    With ``--json -`` only the figures are written to standard output, and everything that is printed goes to standard
+    error. All code that loads checkpoints unpickles only tensors and plain types, unless ``--trust-checkpoint`` is
+    given.
 
     Args:
-        tool: Its body. ``args.checkpoints`` is the :class:`ReadOnce` by which it reads what MMEngine will load.
-        args: Of the command line.
+        tool: The function to run. ``args.checkpoints`` is the :class:`ReadOnce` for checkpoints that MMEngine loads.
+        args: Arguments of the command line.
 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
@@ -197,7 +197,7 @@ def _run_and_write(tool: Callable[[argparse.Namespace], dict[str, Any] | None], 
         if is_main_process():
             sys.stdout.write(_as_json(figures))
     elif target and is_main_process():
-        with replaced_when_done(target) as temporary:  # around it all: what cannot be written is told at once
+        with replaced_when_done(target) as temporary:  # first, so that an unwritable path fails at once
             temporary.write_text(_as_json(tool(args)))
     else:
         tool(args)

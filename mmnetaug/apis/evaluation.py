@@ -1,4 +1,4 @@
-"""Measuring a tiny network on its test data: at any input size, and with anything that computes its raw outputs."""
+"""Evaluates tiny networks on their test data, with PyTorch or with any other function that computes the outputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .input_size import fix_input
 from .preflight import check_classes, check_weights
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
-"""Maps a batch (N, C, H, W) float32 to what :func:`mmnetaug.models.tensor_mode.tensor_forward` returns."""
+"""Maps a batch (N, C, H, W) float32 to the outputs of :func:`mmnetaug.models.tensor_mode.tensor_forward`."""
 
-# What evaluators call it, the best first: VOCMetric rounds AP50 to three decimals, but not its mean over one threshold.
+# By name in the evaluators, the best first: VOCMetric rounds AP50 to three decimals, but not its mean of one threshold.
 HEADLINES = {
     "pascal_voc/mAP": ("AP50", 1.0),
     "pascal_voc/AP50": ("AP50", 1.0),
@@ -41,28 +41,28 @@ HEADLINES = {
 
 
 OF_THE_TEACHER = ("teacher", "teacher_checkpoint", "temperature", "weight")
-"""Arguments of ``DistilledClassifier`` that an ``ImageClassifier`` has none of."""
+"""Arguments of ``DistilledClassifier`` that ``ImageClassifier`` lacks."""
 
 OF_THE_PASS = ("alpha", "seed", "clip_together", "interval", "share")
-"""Arguments of ``NetAugOptimWrapper`` that an ``OptimWrapper`` has none of."""
+"""Arguments of ``NetAugOptimWrapper`` that ``OptimWrapper`` lacks."""
 
 
 def load_tiny(
     cfg: Config, checkpoint: str, trusted: bool = False, classes: Sequence[str] = ()
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The plain config and the tiny weights of a checkpoint, whether it was trained with NetAug or not.
+    """Loads the tiny network's weights of a checkpoint, trained with NetAug or without.
 
     Args:
         cfg: Config of the checkpoint, with NetAug or without.
         checkpoint: Tiny or full checkpoint.
         trusted: Whether it may hold any pickle.
-        classes: Those that it must have been trained on, if it says; none for any.
+        classes: Expected classes, compared with those in the checkpoint, if it has any; none to accept all.
 
     Returns:
         The config without NetAug, and a state dict that loads strictly into its model.
 
     Raises:
-        UserError: It is the checkpoint of another network, or of other classes.
+        UserError: The checkpoint belongs to another network, or to other classes.
         CheckpointError: It cannot be read.
     """
     plain = copy.deepcopy(cfg)
@@ -77,12 +77,12 @@ def load_tiny(
         model.load_state_dict(state, strict=False)
         state = base_state_dict(model)
     own = build_model(plain).state_dict()
-    # step counters of statistics may be absent from converted checkpoints, and nothing depends on them
+    # converted checkpoints may lack the step counters of norms, on which nothing depends
     return plain, {name: state[name].detach().clone() if name in state else own[name] for name in own}
 
 
 def without_netaug(config: Any) -> Any:
-    """A model's config with what is there in training alone taken out: NetAug around it, and a teacher beside it."""
+    """Removes NetAug and the teacher of a distilled classifier from a model's config."""
     if isinstance(config, dict):
         if type_name(config) == "NetAug":
             return without_netaug(config["model"])
@@ -96,7 +96,7 @@ def without_netaug(config: Any) -> Any:
 
 
 def _train_plainly(cfg: Config) -> None:
-    """Take out of a config what training with NetAug has besides the model, so that it goes on without."""
+    """Removes NetAug's optimizer wrapper and hooks from a config."""
     wrapper = cfg.get("optim_wrapper") or {}
     if type_name(wrapper) in ("NetAugOptimWrapper", "NetAugAmpOptimWrapper"):
         cfg.optim_wrapper = {key: value for key, value in wrapper.items() if key not in OF_THE_PASS}
@@ -109,7 +109,7 @@ def _train_plainly(cfg: Config) -> None:
 
 
 def build_tiny(cfg: Config, state: dict[str, Tensor]) -> nn.Module:
-    """The plain model of a config with these weights, in eval mode."""
+    """Builds the plain model of a config with these weights, in eval mode."""
     model = build_model(cfg)
     model.load_state_dict(state, strict=True)
     return model.eval()
@@ -122,14 +122,14 @@ def evaluate(
     size: tuple[int, int],
     run: RawOutputs | None = None,
 ) -> tuple[str, float]:
-    """Measure a tiny network on the test data of its config, one fixed input size for all images.
+    """Measures a tiny network on the test data of its config, with one input size for all images.
 
     Args:
         cfg: Plain config; see :func:`load_tiny`.
         state: Its weights.
-        work_dir: For MMEngine's log.
-        size: ``(H, W)`` that images are padded to.
-        run: What computes the raw outputs in place of the PyTorch model.
+        work_dir: Folder of MMEngine's log.
+        size: ``(H, W)`` to pad images to.
+        run: Computes the raw outputs in place of the PyTorch model.
 
     Returns:
         ``("AP50", value)`` or ``("top-1", value)``, a fraction.
@@ -138,7 +138,7 @@ def evaluate(
     cfg.work_dir, cfg.load_from, cfg.resume = str(work_dir), None, False
     cfg.custom_hooks, cfg.log_level, cfg.visualizer = [], "WARNING", None
     for evaluator in as_list(cfg.test_evaluator):
-        if type_name(evaluator) == "VOCMetric":  # one threshold: its mean is AP50 in full
+        if type_name(evaluator) == "VOCMetric":  # the mean of one threshold is AP50, not rounded
             evaluator["iou_thrs"] = 0.5
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
@@ -159,10 +159,10 @@ class _ProgressHook(Hook):
 
 
 def headline(metrics: dict[str, float]) -> tuple[str, float]:
-    """Name and value, a fraction, of the metric that networks are compared by.
+    """Name and value, a fraction, of the metric to compare networks by.
 
     Raises:
-        UserError: There is none that is known here.
+        UserError: None of the metrics is known.
     """
     for key, (name, factor) in HEADLINES.items():
         if key in metrics:
@@ -171,15 +171,15 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
 
 
 def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) -> None:
-    """Put something else in the place of a model's network, and leave decoding to the model's own code.
+    """Replaces the network of a model by another function; the model's own code decodes the outputs.
 
     Args:
         model: Single-stage detector or classifier, changed in place.
-        run: Computes what the model's head would return.
+        run: Computes the outputs of the model's head.
         size: ``(H, W)`` of the input.
 
     Raises:
-        UserError: The model has parts that are no function of the image alone, or ``run`` is another network.
+        UserError: The model has parts that do not depend on the image alone, or ``run`` is another network.
     """
     head = head_of(model)
     with evaluating(model), torch.no_grad():
@@ -187,7 +187,7 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
         example = head(model.extract_feat(image))
     leaves, structure = tree_flatten(example)
     expected = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
-    given = [getattr(output, "shape", None) for output in run(image.cpu().numpy())]  # ONNX knows sequences, too
+    given = [getattr(output, "shape", None) for output in run(image.cpu().numpy())]  # ONNX has sequences, too
     if given != expected:
         raise UserError(f"that is another network: it returns arrays of shapes {given}, and the config's {expected}")
 
@@ -203,7 +203,7 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The part of a single-stage detector or a classifier whose outputs are the network's.
+    """The head of a single-stage detector or classifier, whose outputs are the raw outputs.
 
     Raises:
         UserError: The model is of another kind.
@@ -219,12 +219,12 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Training images as the network will get them in use: through the test pipeline, preprocessed and padded.
+    """Training images as in deployment: through the test pipeline, preprocessed and padded.
 
     Args:
         cfg: Plain config.
         model: Its model, for the data preprocessor.
-        count: How many, spread evenly over the training set.
+        count: Number of images, spread evenly over the training set.
         size: ``(H, W)`` of the network's input.
 
     Yields:

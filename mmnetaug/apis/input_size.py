@@ -1,4 +1,4 @@
-"""Sets and finds the size of the images that a config hands to its network."""
+"""Sets and finds the input size of a config."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .build import reported_as_user_error
 
 
 def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "test")) -> None:
-    """Have the pipelines of a config hand ``size`` × ``size`` images to the network.
+    """Sets the input size of a config's pipelines to ``size`` × ``size``.
 
-    Whatever sets a size is scaled: a crop of 224 behind an edge of 256 becomes 112 behind 128. Where a batch
-    augmentation draws the size to train at, it and the images it is given are scaled as those of the test are.
+    All transforms with a size are scaled: a crop of 224 after an edge of 256 becomes 112 after 128. If a batch
+    augmentation draws the training size, its range and its input are scaled by the factor of the test pipeline.
 
     Args:
         cfg: A whole config, changed in place.
         size: Height and width in pixels.
-        splits: Which pipelines to change.
+        splits: Splits whose pipelines are changed.
 
     Raises:
-        UserError: The network's input would be padded to another size, or no transform sets a size.
+        UserError: The data preprocessor would pad to another size, or no transform sets a size.
     """
     model = cfg.model
-    while "data_preprocessor" not in model and isinstance(model.get("model"), dict):  # NetAug and the like
+    while "data_preprocessor" not in model and isinstance(model.get("model"), dict):  # inside of NetAug, for example
         model = model["model"]
     preprocessor = {**(cfg.get("data_preprocessor") or {}), **(model.get("data_preprocessor") or {})}
     divisor = preprocessor.get("pad_size_divisor", 1)
@@ -70,7 +70,7 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
 
 
 def _keep_original_boxes(pipeline: list[dict]) -> None:
-    """Load annotations last: predictions are compared with them in the coordinates of the original image."""
+    """Moves the loading of annotations to the end, since predictions are in coordinates of the original image."""
     [packing] = pipeline[-1:]
     loading = [step for step in pipeline if type_name(step) == "LoadAnnotations"]
     pipeline[:] = [step for step in pipeline[:-1] if step not in loading] + loading + [packing]
@@ -87,7 +87,7 @@ def _pipelines(dataset: dict) -> Iterator[list[dict]]:
 def _refuse_other_sizes(pipeline: list[dict]) -> None:
     for transform in reversed(pipeline):
         kind = type_name(transform)
-        if kind in SIZE_ARGUMENTS and kind != "Pad":  # whatever came before, this is the size
+        if kind in SIZE_ARGUMENTS and kind != "Pad":  # this overrides earlier transforms
             return
         if kind not in SIZE_ARGUMENTS and any(transform.get(key) for key in ("scale", "img_scale", "crop_size")):
             raise UserError(f"{kind} of the pipeline sets a size too, which cannot be changed: set it in the config")
@@ -111,11 +111,11 @@ def _edges(transform: dict, key: str) -> tuple[int, ...]:
 
 
 def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
-    """Shape ``(1, C, H, W)`` of the network's input: the test pipeline's, or where that sets no size, as for CIFAR-10,
-    the first test image's.
+    """Shape ``(1, C, H, W)`` of the network's input, by the test pipeline or, if that sets no size, as for CIFAR-10,
+    by the first test image.
 
     Raises:
-        UserError: Neither is to be had.
+        UserError: Neither gives a size.
     """
     size = None
     with reported_as_user_error("the size of the input is unknown"):
@@ -126,13 +126,13 @@ def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
 
 
 def fix_input(model: nn.Module, size: tuple[int, int]) -> None:
-    """Have a model's data preprocessor pad every batch to one size, as a device with a fixed input does.
+    """Makes a model's data preprocessor pad every batch to one size, as a device with a fixed input requires.
 
-    Pipelines that keep the aspect ratio give batches of several shapes otherwise.
+    Otherwise, pipelines that keep the aspect ratio give batches of several shapes.
 
     Args:
         model: A detector or classifier, changed in place.
-        size: ``(H, W)``; zeros, the mean of the images, go below and to the right.
+        size: ``(H, W)``; zeros, the mean of images, are added at the bottom and on the right.
     """
 
     def pad_batch(module: nn.Module, args: tuple, data: dict) -> dict:

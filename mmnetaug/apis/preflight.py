@@ -1,5 +1,5 @@
-"""Everything that can be known before the first iteration: what the network costs, what NetAug widens and what it
-leaves alone, and whether the data, the optimizer wrapper and the checkpoints fit it."""
+"""Checks before the first iteration: the network's cost, what NetAug widens and what it holds, and whether the
+optimizer wrapper and the checkpoints fit the network."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mmnetaug.terminal import abbreviate
 
 @dataclass
 class NetworkReport:
-    """What a model is made of, and what NetAug does to it.
+    """A description of a model and of its augmentation.
 
     Attributes:
         model: Class of the model.
-        backbone: Class of its backbone; None where the model has none.
-        params: Parameters of the tiny network.
-        cost: Its cost at the config's input size; None where it cannot be counted.
-        cost_problem: Why not.
-        groups: The channel groups of an elastic model, those held at base width included; empty for a plain one.
+        backbone: Class of its backbone, or None.
+        params: Number of parameters of the tiny network.
+        cost: Its cost at the config's input size; None if it cannot be counted.
+        cost_problem: Why it cannot be counted.
+        groups: The channel groups of an elastic model, including those held at base width; empty for a plain one.
     """
 
     model: str
@@ -96,11 +96,11 @@ class NetworkReport:
 
 
 def inspect_network(cfg: Config, model: nn.Module, size: tuple[int, int] | None = None) -> NetworkReport:
-    """Count the cost of a model and list its channel groups.
+    """Counts the cost of a model and lists its channel groups.
 
     Args:
-        cfg: The model's config, whose test pipeline gives the input size.
-        model: Plain or elastic, not wrapped.
+        cfg: The model's config, whose test pipeline sets the input size.
+        model: Plain or elastic, without a wrapper.
         size: ``(H, W)`` of the input, in place of the config's.
     """
     cost, problem = None, None
@@ -130,33 +130,33 @@ def check_weights(
     complete: bool = False,
     partial: bool = False,
 ) -> str:
-    """Check that the weights of a checkpoint are those of this network.
+    """Checks that a checkpoint holds the weights of this network.
 
-    MMEngine loads what fits and only logs the rest, so with the checkpoint of another network it would go on with one
-    that was never trained. Weights fit an elastic model at the shapes of its tiny network or of its largest one.
+    MMEngine loads the weights that fit and only logs the others, so with the checkpoint of another network it would
+    continue with an untrained one. Weights fit an elastic model in the shapes of its tiny network or of its largest.
 
-    A network may start from the checkpoint of another task. What that lacks starts anew: a neck or a head of which it
-    holds nothing, last layers that tell apart another number of classes, and modules that are made to be added
-    (``starts_anew``). The backbone must be complete. The checkpoint may hold stages behind those of the backbone, but
-    no layers between them: those are of a deeper network.
+    Training may start from the checkpoint of another task. Missing layers then start anew: a neck or head that is
+    absent as a whole, last layers with another number of classes, and modules that extend pre-trained networks
+    (``starts_anew``). The backbone must be complete. The checkpoint may hold stages after those of the backbone, but
+    no layers between them, which would be those of a deeper network.
 
     Args:
         model: Plain or elastic.
         checkpoint: State dict, or a dict that holds one under ``state_dict``.
-        source: What to call the checkpoint in messages, its path.
-        prefix: Prefix of the checkpoint's keys that stand for this model; others are left out.
-        complete: Whether nothing may start anew, for a network that is tested or whose training goes on.
-        partial: Whether any layer may start anew, as the user has said.
+        source: Path of the checkpoint, for messages.
+        prefix: Prefix of this model's keys in the checkpoint; others are ignored.
+        complete: Whether no layer may start anew, for testing and for resuming.
+        partial: Whether any layer may start anew, as requested by the user.
 
     Returns:
-        One line on what the checkpoint fills and what starts anew, to be shown.
+        A line for the log: the checkpoint, and the layers that start anew.
 
     Raises:
-        UserError: It is the checkpoint of another network.
+        UserError: The checkpoint belongs to another network.
     """
     given = _weights(checkpoint, prefix)
     stored, tiny = model.state_dict(), base_state_dict(model)
-    # Statistics' step counters are absent from checkpoints converted from elsewhere, and nothing depends on them.
+    # Converted checkpoints may lack the step counters of norms, on which nothing depends.
     needed = [name for name in stored if not name.endswith("num_batches_tracked")]
     own = min((tiny, stored), key=lambda own: sum(_shape(given.get(name)) != _shape(own[name]) for name in needed))
     absent = [name for name in needed if name not in given]
@@ -193,10 +193,10 @@ def check_weights(
 
 
 def check_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], source: str) -> None:
-    """Check that a checkpoint was trained on these classes, where it says on which.
+    """Checks that a checkpoint was trained on these classes, if it lists any.
 
     Raises:
-        UserError: It was trained on others, or on these in another order.
+        UserError: It was trained on other classes, or on these in another order.
     """
     meta = checkpoint.get("meta") or {}
     trained = list((meta.get("dataset_meta") or {}).get("classes") or ())
@@ -208,7 +208,7 @@ def check_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], source:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
-    """Check that a checkpoint holds what a run needs to go on, not weights alone.
+    """Checks that a checkpoint holds everything needed to resume, not only weights.
 
     Raises:
         UserError: It does not.
@@ -222,19 +222,19 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
 
 
 def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, partial: bool = False) -> list[str]:
-    """Check the files that parts of a model initialise themselves from (``init_cfg`` of type ``Pretrained``).
+    """Checks the files that initialise parts of a model (``init_cfg`` of type ``Pretrained``).
 
-    What is downloaded, and kept by torch, must hold tensors alone as well. A distilling classifier's teacher must fit
-    completely: it is not trained any more.
+    Downloaded files, too, may hold nothing but tensors. The teacher of a distilled classifier must fit completely,
+    since it is not trained.
 
     Args:
         model: Plain or elastic, not yet initialised.
-        checkpoints: Reads the files, and hands them on to MMEngine.
+        checkpoints: Reads the files for MMEngine.
         trusted: Whether the files may hold any pickle.
-        partial: Whether layers that they lack may start anew, but for a teacher's.
+        partial: Whether missing layers may start anew, except for a teacher's.
 
     Returns:
-        One line per file, to be shown.
+        A line per file for the log.
 
     Raises:
         UserError: A file holds the weights of another network.
@@ -248,7 +248,7 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
             path, prefix = init["checkpoint"], init.get("prefix") or ""
             prefix = f"{prefix.rstrip('.')}." if prefix else ""
             weights = checkpoints.read(path, trusted)
-            if not is_local(path) and not is_teacher:  # stock backbones convert what they load in ways of their own
+            if not is_local(path) and not is_teacher:  # stock backbones convert what they download
                 lines.append(f"weights: from {path}")
                 continue
             line = check_weights(module, weights, path, prefix, complete=is_teacher, partial=partial)
@@ -266,7 +266,7 @@ def _tells_apart(module: nn.Module) -> bool:
 
 
 def _layers_between(model: nn.Module, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Tensors of a checkpoint that stand in front of the backbone's last layer, and that the backbone has not."""
+    """Tensors of a checkpoint before the backbone's last layer that the backbone lacks."""
     part = "backbone." if _has_backbone(model) else ""
     names = [name for name in given if name.startswith(part) and not name.endswith("num_batches_tracked")]
     last = max((place for place, name in enumerate(names) if name in own), default=0)
@@ -282,7 +282,7 @@ def _misfit(
     faults: Mapping[str, list[str]],
     complete: bool,
 ) -> str:
-    """What is wrong with a checkpoint, and what to do."""
+    """The message for a checkpoint that does not fit."""
     parts = []
     for what, names in faults.items():
         name = names[0]
@@ -299,7 +299,7 @@ def _misfit(
 
 
 def _weights(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint under the names that MMEngine loads them by."""
+    """Tensors of a checkpoint by the names under which MMEngine loads them."""
     state = checkpoint.get("state_dict", checkpoint)
     state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -317,10 +317,10 @@ def _at_least(given: Tensor, own: Tensor) -> bool:
 
 
 def check_training(cfg: Config, model: nn.Module) -> None:
-    """Check that a model is trained by an optimizer wrapper with an augmented pass if, and only if, it is elastic.
+    """Checks that the optimizer wrapper adds an augmented pass if, and only if, the model is elastic.
 
     Raises:
-        UserError: NetAug is on in only one of the two, there is no such wrapper, or the model is to be compiled.
+        UserError: Only one of the two is set up for NetAug, the wrapper is unknown, or the model would be compiled.
     """
     if find_spaces(model) and cfg.get("compile"):
         raise UserError(

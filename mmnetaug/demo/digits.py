@@ -1,8 +1,8 @@
-"""Demo data: handwritten digits scattered over textured scenes, a detection set that needs no download.
+"""Demo data: handwritten digits on textured scenes, a detection data set without a download.
 
-scikit-learn ships 1797 real 8x8 scans of handwritten digits. :func:`generate` enlarges them, puts one to five of them
-at random scales, positions and contrasts on 160x160 scenes and writes those in Pascal VOC layout. The dataset class
-:class:`mmnetaug.demo.DigitScenes` calls this at first use.
+scikit-learn includes 1797 real 8x8 scans of handwritten digits. :func:`generate` enlarges them, draws one to five of
+them at random scales, positions and contrasts on 160x160 scenes, and writes these in Pascal VOC layout. The dataset
+class :class:`mmnetaug.demo.DigitScenes` calls it at first use.
 """
 
 import os
@@ -20,16 +20,16 @@ SCENE_SIZE = 160  # pixels, both sides
 SCENES = {"train": 1500, "test": 300}
 DIGIT_SIZE = (32, 80)  # pixels, height of the ink
 MAX_OVERLAP = 0.1  # of the smaller box
-VERSION = "2"  # raise it whenever the same seed would give other scenes
+VERSION = "2"  # to be increased when the same seed gives other scenes
 
 
 def split_scans(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Split the scans into four fifths for training and one fifth for testing, with every digit's share kept.
+    """Splits the scans into four fifths for training and one fifth for testing, stratified by digit.
 
-    Whatever is made from these scans takes them from here, so that no test ever sees a scan that was trained on.
+    All data sets of these scans use this split, so that no test contains a training scan.
 
     Args:
-        seed: Of the split.
+        seed: Seed of the split.
 
     Returns:
         For ``'train'`` and ``'test'``, the scans (N, 8, 8), float64 ink in [0, 16], and their digits (N,), int64.
@@ -42,7 +42,7 @@ def split_scans(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def textured_background(rng: np.random.Generator, size: int = SCENE_SIZE) -> np.ndarray:
-    """Draw a scene without digits: a base colour, plus smooth colour noise at several scales.
+    """Draws a scene without digits: a base colour with smooth colour noise at several scales.
 
     Args:
         rng: Source of randomness.
@@ -60,19 +60,19 @@ def textured_background(rng: np.random.Generator, size: int = SCENE_SIZE) -> np.
 
 
 def enlarge_scan(scan: np.ndarray, height: int, aspect: float) -> np.ndarray:
-    """Enlarge one scan to smooth strokes.
+    """Enlarges one scan to smooth strokes.
 
     Args:
         scan: (8, 8) ink in [0, 16].
-        height: Height of the ink in pixels, reached within a few pixels.
-        aspect: Factor on the width.
+        height: Height of the ink in pixels, approximately.
+        aspect: Factor of the width.
 
     Returns:
-        (h, w) float32 opacity in [0, 1], cropped to the ink: every border row and column holds some.
+        (h, w) float32 opacity in [0, 1], cropped to the ink.
     """
     rows, cols = np.nonzero(scan.max(axis=1))[0], np.nonzero(scan.max(axis=0))[0]
     ink = scan[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].astype(np.float32) / 16
-    ink = np.pad(ink, 1)  # so that strokes fade out instead of ending at the edge
+    ink = np.pad(ink, 1)  # so that strokes fade out at the edge
     scale = height / (ink.shape[0] - 2)
     size = (round(ink.shape[1] * scale * aspect), round(ink.shape[0] * scale))
     soft = cv2.resize(ink, size, interpolation=cv2.INTER_CUBIC)
@@ -85,7 +85,7 @@ def enlarge_scan(scan: np.ndarray, height: int, aspect: float) -> np.ndarray:
 def draw_digits(
     scene: np.ndarray, scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one to five random scans into a scene, in place.
+    """Draws one to five random scans into a scene, in place.
 
     Args:
         scene: (H, W, 3) float32 in [0, 255], changed in place.
@@ -107,7 +107,7 @@ def draw_digits(
         x1, y1, x2, y2 = box
         patch = scene[y1:y2, x1:x2]
         ground = patch.mean(axis=(0, 1))
-        contrast = rng.uniform(60, 130)  # ink is lighter than what it is written on
+        contrast = rng.uniform(60, 130)  # ink is lighter than its background
         colour = np.clip(ground + contrast + rng.uniform(-20, 20, 3), 0, 255)
         patch += opacity * (colour - patch)
         boxes.append(box)
@@ -116,7 +116,7 @@ def draw_digits(
 
 
 def _free_place(shape: tuple, scene_shape: tuple, taken: list, rng: np.random.Generator) -> tuple | None:
-    """Find a place for a patch where it hardly covers what is there already; None after 50 tries."""
+    """Finds a place for a patch with little overlap with others; None after 50 tries."""
     h, w = shape[:2]
     for _ in range(50):
         x1, y1 = int(rng.integers(scene_shape[1] - w + 1)), int(rng.integers(scene_shape[0] - h + 1))
@@ -133,16 +133,16 @@ def _overlap(a: tuple, b: tuple) -> float:
 
 
 def generate(out: str | Path, scenes: dict[str, int] | None = None, seed: int = 0) -> None:
-    """Write the scenes in Pascal VOC layout: ``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/{train,test}.txt``.
+    """Writes the scenes in Pascal VOC layout: ``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/{train,test}.txt``.
 
-    Everything goes to a temporary folder beside ``out`` that takes its name at the very end: an interrupted run leaves
-    no half-written data set, and of several processes that write at once the first to finish wins.
+    They are written to a temporary folder beside ``out``, which is renamed at the end: an interrupted run leaves no
+    partial data set, and of several concurrent processes the first to finish wins.
     The same seed gives the same bytes, for given versions of numpy, scikit-learn and OpenCV.
 
     Args:
-        out: Folder to create. It must not exist, unless another process creates it meanwhile.
+        out: Folder to create. It must not exist, unless another process creates it in the meantime.
         scenes: Number of scenes per split; 1500 for training and 300 for testing by default.
-        seed: Of the split of the scans and of the scenes.
+        seed: Seed of the split of the scans and of the scenes.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -153,7 +153,7 @@ def generate(out: str | Path, scenes: dict[str, int] | None = None, seed: int = 
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        tmp.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        tmp.chmod(0o755)  # mkdtemp's folders are readable by their owner only
         _write_scenes(tmp, scenes or SCENES, seed)
         try:
             os.rename(tmp, out)
@@ -181,7 +181,7 @@ def _write_scenes(root: Path, scenes: dict[str, int], seed: int) -> None:
 
 
 def _write_annotation(path: Path, boxes: np.ndarray, digits: np.ndarray) -> None:
-    """Write one VOC annotation: pixels count from 1 and the box includes its last row and column."""
+    """Writes one VOC annotation: pixels count from 1, and boxes include the last row and column."""
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = f"{path.stem}.jpg"
     size = ET.SubElement(root, "size")
@@ -199,7 +199,7 @@ def _write_annotation(path: Path, boxes: np.ndarray, digits: np.ndarray) -> None
 
 
 def ensure_digits(root: str | Path) -> None:
-    """Write the digit scenes to ``root`` unless they are there; safe when several processes call it at once.
+    """Writes the digit scenes to ``root`` unless they exist; safe for concurrent processes.
 
     Raises:
         FileExistsError: ``root`` holds something else, or scenes of another version of this module.
