@@ -1,4 +1,4 @@
-"""Draw what two or more networks detect in the same images, side by side, the annotated boxes first."""
+"""Draw the detections of two or more networks in the same images, side by side with the annotations."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         metavar=("LABEL", "CONFIG", "CHECKPOINT"),
         help="once per detector; the images are those of the first one's test data",
     )
-    parser.add_argument("--images", nargs="+", type=int, required=True, help="which of the test images, from 0")
+    parser.add_argument("--images", nargs="+", type=int, required=True, help="indices of test images, from 0")
     parser.add_argument("--out", required=True, metavar="PATH.jpg", help="the picture")
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score that is drawn (default: 0.3)")
-    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the configs' data_root")
+    parser.add_argument("--score", type=float, default=0.3, help="minimum score to draw (default: 0.3)")
+    parser.add_argument("--data-root", metavar="PATH", help="folder of the data, in place of the configs' data_root")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of all configs"
     )
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Run the detectors and write the picture: one row per image, one column per network."""
+    """Runs the detectors and writes the picture: one row per image, one column per network."""
     if not args.out.endswith((".jpg", ".png")):
         raise UserError(f"--out must end with .jpg or .png, got {args.out}")
     columns: list[list[np.ndarray]] = []
@@ -70,12 +70,12 @@ def compare(args: argparse.Namespace) -> None:
     suffix = Path(args.out).suffix
     _, encoded = cv2.imencode(suffix, np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
     with replaced_when_done(args.out) as temporary:
-        temporary.write_bytes(encoded.tobytes())  # OpenCV's own writer does not say that the disk is full
+        temporary.write_bytes(encoded.tobytes())  # OpenCV's own writer does not report a full disk
     print(f"written: {args.out}")
 
 
 def test_data(cfg: Config, indices: list[int]) -> Dataset:
-    """The data set that a config tests on, which has these images."""
+    """Builds the test data set of a config, and checks that it has these images."""
     init_default_scope(cfg.get("default_scope") or "mmengine")
     dataset = Runner.build_dataloader(
         dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)

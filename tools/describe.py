@@ -1,5 +1,4 @@
-"""Print what a config trains, without training it: the network, its cost, what NetAug widens, what it needs
-on a microcontroller, and the data."""
+"""Print a config's network, its cost and memory, what NetAug widens, and the data, without training."""
 
 from __future__ import annotations
 
@@ -20,10 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = config_parser(__doc__)
     parser.add_argument("--input-shape", nargs=2, type=int, metavar=("H", "W"), help="in place of the config's")
     parser.add_argument("--layers", action="store_true", help="print the table of layers")
-    parser.add_argument(
-        "--sram", type=size_in_bytes, metavar="320KB", help="say whether the int8 network fits into that"
-    )
-    parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="say whether the int8 weights fit into that")
+    parser.add_argument("--sram", type=size_in_bytes, metavar="320KB", help="check whether the int8 network fits")
+    parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="check whether the int8 weights fit")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
     return run_tool(describe, parser.parse_args(argv))
 
@@ -37,13 +34,13 @@ def size_in_bytes(text: str) -> int:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the report; returns its figures."""
+    """Prints the report; returns its figures."""
     cfg = load_config(args)
     reports, problem = [], None
     try:
         fill_data(cfg, args)
         reports = check_data(cfg)
-    except DataError as error:  # a config can be described before its data are there
+    except DataError as error:  # a config can be described without its data
         problem = str(error)
     model = build_model(cfg)
     network = inspect_network(cfg, model, args.input_shape)

@@ -29,7 +29,7 @@ from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
 FORMATS = ("stock", "onnx", "int8", "tflite")
-ROUNDING = 1e-3  # of the largest output: what float32 kernels of another making may differ by
+ROUNDING = 1e-3  # of the largest output: tolerance for other float32 kernels
 SAME = 0.0005  # AP50 or top-1 to three decimals
 
 
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = config_parser(__doc__)
     parser.add_argument("checkpoint", help="tiny or full checkpoint of the config, NetAug included")
-    parser.add_argument("--out", metavar="DIR", help="where the files go (default: export/ beside the checkpoint)")
+    parser.add_argument("--out", metavar="DIR", help="folder of the files (default: export/ beside the checkpoint)")
     parser.add_argument(
-        "--to", nargs="+", choices=FORMATS, default=FORMATS[:3], help="what to write (default: all but tflite)"
+        "--to", nargs="+", choices=FORMATS, default=FORMATS[:3], help="formats to write (default: all but tflite)"
     )
     parser.add_argument("--size", type=int, help="height and width of the input, in place of the test pipeline's")
     parser.add_argument("--calibration-images", type=int, default=200, help="training images to calibrate int8 with")
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
-    """Write and verify each format; returns the figures."""
+    """Writes and verifies each format; returns the figures."""
     cfg = load_config(args)
     if "tflite" in args.to and not args.tflite_python:
         raise UserError("--to tflite needs --tflite-python, see docs/deploy.md")
@@ -65,7 +65,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     reports = check_data(cfg, ("test", "train") if {"int8", "tflite"} & set(args.to) else ("test",))
     plain, state = load_tiny(cfg, args.checkpoint, args.trust_checkpoint, reports[0].classes)
     model = build_tiny(plain, state)
-    head_of(model)  # refuses what cannot be exported
+    head_of(model)  # rejects models that cannot be exported
     shape = shape_of_images(plain, model)
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "export"
     stem = f"{Path(args.checkpoint).stem.removesuffix('_tiny')}_tiny"
@@ -107,7 +107,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
             verifier.written(name)
         try:
             arena = arena_size(args.tflite_python, names[1])
-        except UserError as error:  # the files are verified and written all the same
+        except UserError as error:  # the files are written and verified
             arena = None
             print(f"TensorFlow Lite Micro cannot run it, arena not measured: {error}")
         else:
@@ -123,16 +123,16 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def save_stock(model: nn.Module, cfg: Config, path: Path) -> None:
-    """Write the weights as any tool of OpenMMLab loads them, with the names of the classes."""
+    """Writes a stock checkpoint with the class names."""
     meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
     meta = {key: list(meta[key]) for key in ("classes", "palette") if meta.get(key)}
-    written = io.BytesIO()  # torch's own writer hides why it failed
+    written = io.BytesIO()  # torch's own writer hides the cause of an error
     torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": meta}}, written)
     path.write_bytes(written.getvalue())
 
 
 class Verifier:
-    """Compares what was exported with the PyTorch network, and prints both figures."""
+    """Compares exported files with the PyTorch network, and prints the figures of both."""
 
     def __init__(self, cfg, state, model: nn.Module, shape: tuple[int, ...], out: Path, max_drop: float) -> None:
         self.cfg, self.state, self.model, self.shape = cfg, state, model, shape
@@ -141,7 +141,7 @@ class Verifier:
         self.metric, self.reference = "", None
 
     def stock(self, path: Path) -> None:
-        """The file loads strictly, by tensors alone, and holds the same weights."""
+        """Checks that the file loads strictly, with tensors only, and holds the same weights."""
         copied = copy.deepcopy(self.model)
         copied.load_state_dict(read_checkpoint(str(path), trusted=False)["state_dict"], strict=True)
         same = zip(copied.state_dict().values(), self.model.state_dict().values(), strict=True)
@@ -149,7 +149,7 @@ class Verifier:
             raise UserError("the stock checkpoint does not hold the weights that were given")
 
     def exact(self, name: str, run: RawOutputs, batch: int = 3) -> None:
-        """Outputs equal PyTorch's but for rounding, and the metric to three decimals."""
+        """Checks that outputs equal PyTorch's up to rounding, and the metric to three decimals."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch, *self.shape[1:], generator=generator)
         with torch.no_grad():
@@ -165,7 +165,7 @@ class Verifier:
             raise UserError(f"{name} does not compute what PyTorch does: it was not kept")
 
     def close(self, name: str, run: RawOutputs) -> None:
-        """The metric loses at most ``max_drop``."""
+        """Checks that the metric drops by at most ``max_drop``."""
         value = self._measure(name, run)
         if not self.reference - value <= self.max_drop:
             raise UserError(
@@ -174,7 +174,7 @@ class Verifier:
             )
 
     def written(self, path: Path) -> None:
-        """Note a file that has its final name."""
+        """Records a file that was renamed to its final name."""
         self.figures["files"].append(str(path))
         print(f"written: {path} ({path.stat().st_size / 1024:.0f} KB)")
 

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
-    """Predict on every input; returns how many were read and which were not."""
+    """Predicts every input; returns the number of images and the inputs that failed."""
     paths = [path for item in args.inputs for path in find_images(item)]
     cfg = load_test_config(args, args.config)
     if args.size:
@@ -62,7 +62,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out_dir)
     model, classes = open_network(args, cfg)
     transforms = first_pipeline(cfg.test_dataloader.dataset) or []
-    # the image is read here, and there are no annotations
+    # images are read here and have no annotations
     pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
     detects = is_detector(model)
     kind = "mmdet.DetLocalVisualizer" if detects else "mmpretrain.UniversalVisualizer"
@@ -95,7 +95,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
                 )
                 rows.append([str(path), classes[label], float(score), x, y, w, h])
             height, width = image.shape[:2]
-            edges = torch.tensor([width, height, width, height])  # Matplotlib zooms out to show what lies beyond
+            edges = torch.tensor([width, height, width, height])  # Matplotlib zooms out to show boxes beyond the image
             sample.pred_instances.bboxes = sample.pred_instances.bboxes.clamp(edges * 0, edges)
             visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=-1)
         else:
@@ -116,7 +116,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_images(item: str) -> list[Path]:
-    """The images that an argument names. Raises UserError where there are none."""
+    """Finds the images of an argument. Raises UserError if there are none."""
     if Path(item).is_dir():
         found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in IMAGES)
     else:
@@ -127,7 +127,7 @@ def find_images(item: str) -> list[Path]:
 
 
 def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list[str]]:
-    """The network, ready to predict, and the names of its classes."""
+    """Builds the network for inference; returns it and its class names."""
     dataset = cfg.test_dataloader.dataset
     classes = list((next(leaves(dataset)).get("metainfo") or {}).get("classes") or ())
     if args.checkpoint.endswith(".onnx"):
@@ -143,9 +143,9 @@ def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list
         model = build_model(cfg)
         check_weights(model, checkpoint, args.checkpoint, complete=True)
         check_classes(checkpoint, classes, args.checkpoint)
-        load_checkpoint(model, args.checkpoint, map_location="cpu")  # what was read above
+        load_checkpoint(model, args.checkpoint, map_location="cpu")  # as read and checked above
         classes = classes or list((checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes") or ())
-    if not classes:  # those of the data set's type or folders
+    if not classes:  # by the data set's type or folders
         try:
             classes = list(DATASETS.build(dataset).metainfo.get("classes") or ())
         except OSError as error:
@@ -158,7 +158,7 @@ def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list
 
 
 def infer(model: nn.Module, pipeline: Compose, image: np.ndarray, path: Path, number: int) -> Any:
-    """The data sample predicted for a BGR image."""
+    """Predicts a BGR image; returns the data sample."""
     shape = image.shape[:2]
     data = pipeline(dict(img=image, img_path=str(path), img_id=number, img_shape=shape, ori_shape=shape))
     with torch.no_grad():

@@ -50,20 +50,22 @@ def main(argv: list[str] | None = None) -> int:
         help="LABEL CONFIG CHECKPOINT, once per network, the reference first; with --train LABEL CONFIG",
     )
     parser.add_argument("--sizes", nargs="+", type=int, required=True, help="heights and widths of the input")
-    parser.add_argument("--work-dir", required=True, help="where points, table and plot go; finished points are kept")
+    parser.add_argument(
+        "--work-dir", required=True, help="folder of points, table and plot; finished points are reused"
+    )
     parser.add_argument("--train", action="store_true", help="train each network at each size instead of once")
-    parser.add_argument("--data-root", metavar="PATH", help="where the data lie, in place of the configs' data_root")
+    parser.add_argument("--data-root", metavar="PATH", help="folder of the data, in place of the configs' data_root")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of all configs"
     )
-    parser.add_argument("--title", default="", help="above the plot")
+    parser.add_argument("--title", default="", help="title of the plot")
     parser.add_argument("--trust-checkpoint", action="store_true", help="let checkpoints run code when they are loaded")
     parser.add_argument("--json", metavar="PATH", help="also write all figures there; - is standard output, alone")
     return run_tool(sweep, parser.parse_args(argv))
 
 
 def sweep(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure all points, then write the table, the plot and what is saved; returns the figures."""
+    """Measures all points, then writes the table, the plot and the savings; returns the figures."""
     wanted = 2 if args.train else 3
     if any(len(model) != wanted for model in args.model):
         raise UserError(f"--model takes {'LABEL CONFIG' if args.train else 'LABEL CONFIG CHECKPOINT'}")
@@ -72,7 +74,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"every network needs a label of its own: {', '.join(labels)}")
     sizes = sorted(set(args.sizes))
     configs = [load_test_config(args, model[1]) for model in args.model]
-    for cfg in configs:  # before hours are spent
+    for cfg in configs:  # fail before hours are spent
         for size in sizes:
             set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
     reports = [check_data(cfg, ("test",))[0] for cfg in configs]
@@ -83,7 +85,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             for cfg, model, report in zip(configs, args.model, reports, strict=True)
         ]
 
-    with only_writer(args.work_dir):  # a second sweep would lose the points of this one
+    with only_writer(args.work_dir):  # a second sweep would overwrite the points of this one
         return measure_all(args, labels, sizes, configs, networks, list(map(str, reports)))
 
 
@@ -95,7 +97,7 @@ def measure_all(
     networks: list[tuple[Config, dict[str, Tensor]]],
     data: list[str],
 ) -> dict[str, Any]:
-    """Measure the points that are not there yet, and write everything; the lists hold one item per network."""
+    """Measures missing points, and writes everything; the lists hold one item per network."""
     folder = Path(args.work_dir)
     store = Store(folder / "points.json")
     curves: dict[str, list[Point]] = {label: [] for label in labels}
@@ -149,7 +151,7 @@ def measure_all(
 
 
 class Store:
-    """Finished points on disk, by what they were measured from."""
+    """Finished points on disk, by a hash of everything that they depend on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,7 +167,7 @@ class Store:
 
 
 def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> str:
-    """What a point depends on: weights, size, how the config tests, and what was found in the data."""
+    """Hash of everything that a point depends on: weights, size, test settings, and the report on the data."""
     means = cfg.get("data_preprocessor")
     digest = hashlib.sha256(repr((size, data, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)).encode())
     for name, tensor in state.items():
@@ -174,7 +176,7 @@ def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> 
 
 
 def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> tuple[str, Point]:
-    """Metric and figures of one network at one size."""
+    """Measures one network at one size; returns the name of the metric and the point."""
     model = build_tiny(cfg, state)
     shape = find_input_shape(cfg, model, (size, size))
     with reported_as_user_error(f"{type(model).__name__} cannot be measured at {size}"):
@@ -185,7 +187,7 @@ def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> 
 
 
 def latency(model: torch.nn.Module, shape: tuple[int, ...]) -> float:
-    """Median milliseconds of CPU time for one image on one thread, which other work on the machine hardly changes.
+    """Median milliseconds of CPU time for one image on one thread, hardly affected by other processes.
 
     Measured for two seconds, and five images at the least.
     """
@@ -208,7 +210,7 @@ def latency(model: torch.nn.Module, shape: tuple[int, ...]) -> float:
 
 
 def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Train a config with ``tools/train.py``, or go on where that stopped; returns plain config and tiny weights."""
+    """Trains a config with ``tools/train.py``, or resumes that; returns the plain config and tiny weights."""
     asked, finished = work_dir.with_name(f"{work_dir.name}.py"), work_dir / "finished"
     if work_dir.exists() and not (asked.is_file() and asked.read_text() == cfg.pretty_text):
         raise UserError(f"{work_dir} holds a training by another config: remove it, or name another --work-dir")
@@ -224,17 +226,17 @@ def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
         raise UserError(f"training in {work_dir} left no checkpoint: set default_hooks.checkpoint in its config")
     finished.touch()
     tiny = tiny_path(checkpoint)
-    # what this run wrote itself may be unpickled
+    # this run's own checkpoints may hold any pickle
     return load_tiny(cfg, str(tiny) if tiny.is_file() else checkpoint, trusted=True)
 
 
 def launch(command: list[str]) -> int:
-    """Run a command in a process of its own; returns its exit code."""
+    """Runs a command in a subprocess; returns its exit code."""
     return subprocess.run(command, stdout=sys.stderr, check=False).returncode
 
 
 def table(curves: dict[str, list[Point]], metric: str) -> str:
-    """All points as text."""
+    """Formats all points as text."""
     width = max(len("network"), *map(len, curves))
     lines = [
         f"{'network':<{width}}  {'size':>5}  {metric:>7}  {'M MACs':>8}  {'M params':>8}  {'int8 peak':>10}  "
@@ -250,7 +252,7 @@ def table(curves: dict[str, list[Point]], metric: str) -> str:
 
 
 def write_csv(curves: dict[str, list[Point]], path: Path) -> None:
-    """All points as a table for spreadsheets."""
+    """Writes all points as CSV."""
     with replaced_when_done(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Measure a checkpoint, or an exported .onnx or .tflite file, on a config's test data."""
+"""Evaluate a checkpoint, or an exported .onnx or .tflite file, on a config's test data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
-# what each visualisation hook calls its switch and its folder
+# names of the switch and the folder of each visualisation hook
 DRAW_ARGUMENTS = {
     "DetVisualizationHook": dict(switch="draw", folder="test_out_dir", rest={}),
     "VisualizationHook": dict(switch="enable", folder="out_dir", rest=dict(interval=1)),
@@ -47,22 +47,22 @@ def main(argv: list[str] | None = None) -> int:
         help="tiny checkpoint (*_tiny.pth), a full one of the same config, or a file of tools/export.py",
     )
     add_runner_arguments(parser)
-    parser.add_argument("--out", metavar="PATH.pkl", help="save all predictions there")
-    parser.add_argument("--show-dir", metavar="PATH", help="save all test images there, with the predictions drawn")
+    parser.add_argument("--out", metavar="PATH.pkl", help="save all predictions to this file")
+    parser.add_argument("--show-dir", metavar="PATH", help="save all test images with their predictions to this folder")
     parser.add_argument("--tflite-python", metavar="PATH", help="interpreter of LiteRT's environment, for .tflite")
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there; - is standard output, alone")
     return run_tool(test, parser.parse_args(argv))
 
 
 def test(args: argparse.Namespace) -> dict[str, Any]:
-    """Check the checkpoint and the data, then measure; returns the figures."""
+    """Checks the checkpoint and the data, then evaluates; returns the figures."""
     cfg = load_config(args)
     fill_data(cfg, args)
     if not cfg.get("test_dataloader"):
         raise UserError(f"{args.config} has no test_dataloader")
     if args.size:
         set_input_size(cfg, args.size, ("test",))
-    trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # where the config of training stays
+    trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # keeps the config of training
     exported = args.checkpoint.endswith((".onnx", ".tflite"))
     if exported:
         cfg.model = without_netaug(cfg.model)
@@ -75,7 +75,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         if args.out:
             if not args.out.endswith((".pkl", ".pickle")):
                 raise UserError(f"--out must end with .pkl, got {args.out}")
-            # all ranks hand their predictions to the main one, which writes them
+            # the main process writes the predictions of all ranks
             path = stack.enter_context(replaced_when_done(args.out)) if is_main_process() else args.out
             dump_predictions(cfg, str(path))
         runner = build_runner(cfg)
@@ -98,7 +98,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_exported(args: argparse.Namespace, shape: tuple[int, ...]) -> contextlib.AbstractContextManager:
-    """What runs an exported file."""
+    """Opens an exported file for inference."""
     if args.checkpoint.endswith(".onnx"):
         return contextlib.nullcontext(OnnxNetwork(args.checkpoint, shape))
     if not args.tflite_python:
@@ -107,18 +107,18 @@ def open_exported(args: argparse.Namespace, shape: tuple[int, ...]) -> contextli
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
-    """Switch on the visualisation hook of the config."""
+    """Enables the visualisation hook of the config."""
     hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
     arguments = DRAW_ARGUMENTS.get(type_name(hook))
     if arguments is None:
         raise UserError(f"--show-dir needs default_hooks.visualization to be one of {', '.join(DRAW_ARGUMENTS)}")
     hook[arguments["switch"]] = True
-    hook[arguments["folder"]] = str(Path(folder).resolve())  # mmdet joins a relative path to itself at every image
+    hook[arguments["folder"]] = str(Path(folder).resolve())  # mmdet repeats a relative path for every image
     hook.update(arguments["rest"])
 
 
 def dump_predictions(cfg: Config, path: str) -> None:
-    """Add the metric that saves predictions."""
+    """Adds the metric that saves predictions."""
     kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
     cfg.test_evaluator = [*as_list(cfg.test_evaluator), dict(type=kind, out_file_path=path)]
 

@@ -1,4 +1,4 @@
-"""Train a detector or classifier, with NetAug or without, once everything that can be checked beforehand has been."""
+"""Train a detector or classifier, with NetAug or without, after checking config, data and checkpoints."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, or without one from the last in the work directory (if there is any)",
+        help="resume from this checkpoint or, by default, from the last one in the work directory, if there is one",
     )
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="start from a checkpoint (load_from, init_cfg) that lacks layers of this network: those start anew",
+        help="accept checkpoints (load_from, init_cfg) that lack layers of this network: those start anew",
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU); NetAug stays on")
     parser.add_argument(
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Check the run that a config describes, then run it."""
+    """Checks a config, then trains it."""
     cfg = load_config(args)
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
-    """The rest, which writes to the work directory."""
+    """Everything that writes to the work directory."""
     if args.size:
         set_input_size(cfg, args.size, ("train", "val", "test"))
     if args.resume:
@@ -106,7 +106,7 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
 
 
 class ForgetCheckpoints(Hook):
-    """Frees what the run started from."""
+    """Frees the memory of loaded checkpoints."""
 
     def __init__(self, checkpoints: ReadOnce) -> None:
         self.checkpoints = checkpoints
@@ -116,7 +116,7 @@ class ForgetCheckpoints(Hook):
 
 
 def set_resume(cfg: Config, source: str) -> None:
-    """Set up a resume from a checkpoint or, for ``'auto'``, from the last one in the work directory if there is one."""
+    """Resumes from a checkpoint or, for ``'auto'``, from the last one in the work directory, if there is one."""
     if source == "auto":
         source = find_last_checkpoint(Path(cfg.work_dir))
         if source is None:
@@ -126,10 +126,10 @@ def set_resume(cfg: Config, source: str) -> None:
 
 
 def check_start(cfg: Config, model: nn.Module, args: argparse.Namespace, classes: Sequence[str]) -> list[str]:
-    """Check the checkpoint that a run resumes or starts from; returns lines to be shown.
+    """Checks the checkpoint that a run resumes or starts from; returns lines for the log.
 
-    The run's own checkpoints may hold any object, others only if the user trusts them. A run goes on with the classes
-    that it had; it may start from the weights of others.
+    The run's own checkpoints may hold any object, others only if the user trusts them. The classes must be the same to
+    resume, but not to start from the weights.
     """
     path = cfg.get("load_from")
     if path is None:
@@ -150,7 +150,7 @@ def check_start(cfg: Config, model: nn.Module, args: argparse.Namespace, classes
 
 
 def use_amp(cfg: Config) -> None:
-    """Turn the optimizer wrapper into its mixed-precision twin, so that NetAug stays on if it is on."""
+    """Replaces the optimizer wrapper by its mixed-precision variant, with NetAug if it had NetAug."""
     name = type_name(cfg.optim_wrapper) or "OptimWrapper"
     if name not in (*AMP_TWINS, *(twin.rpartition(".")[2] for twin in AMP_TWINS.values())):
         raise UserError(f"--amp knows no mixed-precision twin of optim_wrapper.type {name}: set one in the config")
@@ -163,14 +163,14 @@ def use_amp(cfg: Config) -> None:
 
 
 def use_scaled_lr(cfg: Config) -> None:
-    """Switch on MMEngine's scaling of the learning rate by batch size."""
+    """Enables MMEngine's scaling of the learning rate by batch size."""
     if not (cfg.get("auto_scale_lr") or {}).get("base_batch_size"):
         raise UserError("--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config")
     cfg.auto_scale_lr.enable = True
 
 
 def use_tiny_checkpoints(cfg: Config) -> None:
-    """Have weights alone written beside every checkpoint, unless the config has a hook of its own for checkpoints."""
+    """Replaces MMEngine's checkpoint hook, but no other, by the one that also writes tiny checkpoints."""
     hooks = dict(cfg.get("default_hooks") or {})
     hook = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))  # MMEngine's default; None: no checkpoints
     if hook and type_name(hook) == "CheckpointHook":

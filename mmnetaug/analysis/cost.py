@@ -1,7 +1,6 @@
-"""What a network costs: multiply-accumulates and parameters, counted exactly for one image.
+"""Counts the multiply-accumulates and parameters of a network exactly, for one image.
 
-The counting convention is the paper's: convolutions, linear layers and matrix products count, biases, norms and
-activations do not.
+As in the paper, convolutions, linear layers and matrix products count; biases, norms and activations do not.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class Cost:
         macs: Multiply-accumulates of one image.
         params: Number of parameters, see :func:`count_params`.
         input_shape: ``(1, C, H, W)``.
-        not_counted: Parts of a detector whose cost depends on the proposals or the queries (``roi_head``, ...), so
-            that ``macs`` leaves them out.
+        not_counted: Parts of a detector that are not in ``macs``, because their cost depends on proposals or queries
+            (``roi_head``, ...).
     """
 
     macs: int
@@ -37,17 +36,17 @@ class Cost:
 
 
 def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost:
-    """Count the multiply-accumulates and parameters of a model in eval mode.
+    """Counts the multiply-accumulates and parameters of a model in eval mode.
 
-    An elastic model is counted as its tiny network, whatever widths it is set to.
+    Of an elastic model, the tiny network is counted, whatever the current widths.
 
     Args:
-        model: Detector, classifier or backbone, on any device. Left as it was: modes, widths and buffers.
+        model: Detector, classifier or backbone, on any device. Its modes, widths and buffers are restored.
         input_shape: ``(1, C, H, W)``.
 
     Raises:
-        ValueError: The model cannot run at that input size, or uses an operator that has no formula (the compiled
-            operators of mmcv, such as deformable convolution), so that a count would be wrong.
+        ValueError: The model cannot run at that input size, or uses an operator without a formula (compiled operators
+            of mmcv, such as deformable convolution), so that a count would be wrong.
     """
     recording = record(model, input_shape)
     return Cost(
@@ -59,7 +58,7 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters, frozen ones included, buffers not; of an elastic model those of its tiny network."""
+    """Number of parameters, including frozen ones but no buffers; of an elastic model, of its tiny network."""
     if not find_spaces(model):
         return sum(parameter.numel() for parameter in model.parameters())
     tiny = base_state_dict(model)
@@ -67,16 +66,16 @@ def count_params(model: nn.Module) -> int:
 
 
 def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
-    """The shape in which the test pipeline of a config hands one image to its model.
+    """The input shape that results from the test pipeline of a config.
 
     Args:
         cfg: Config of mmdet or mmpretrain.
-        model: The model built from it; its data preprocessor knows the number of channels and the padding.
+        model: Its model, whose data preprocessor sets the number of channels and the padding.
         size: ``(H, W)`` in place of the pipeline's.
 
     Returns:
-        ``(1, C, H, W)``. Where the pipeline keeps the aspect ratio, ``H × W`` is the box that images are fitted
-        into, so the cost is that of the largest image.
+        ``(1, C, H, W)``. If the pipeline keeps the aspect ratio, ``H × W`` is the box that images are fitted into, so
+        the cost is that of the largest image.
 
     Raises:
         ValueError: No transform of the pipeline sets a size.
@@ -89,7 +88,7 @@ def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None
     return 1, image_channels(model), height, width
 
 
-# mmcv and mmdet give sizes as (width, height), mmpretrain gives one number for both or the short edge.
+# mmcv and mmdet use (width, height), mmpretrain one number for both edges or the short edge.
 SIZE_ARGUMENTS = {
     "Resize": "scale",
     "FixScaleResize": "scale",
@@ -102,7 +101,7 @@ SIZE_ARGUMENTS = {
 
 
 def _pipeline_size(cfg: Config) -> tuple[int, int]:
-    """``(H, W)`` after the last transform of the test (or else validation) pipeline that sets a size."""
+    """``(H, W)`` after the last transform of the test pipeline, or else validation pipeline, that sets a size."""
     size = None
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
     for transform in first_pipeline(loader.get("dataset") or {}) or []:

@@ -1,9 +1,9 @@
-"""What a network asks of a microcontroller: peak activation memory and flash of its int8 version, and whether it fits.
+"""Estimates peak activation memory and flash of a network in int8 on a microcontroller, and whether it fits.
 
-An interpreter such as TensorFlow Lite Micro keeps every activation from the operator that writes it to the last one
-that reads it, in one arena. The largest sum of activations that are alive together is therefore the least it can do
-with. Convolutions take in the norm and the ReLU behind them, as converters arrange it, and zeros that "SAME" padding
-would not put there cost a padded copy of the input.
+An interpreter such as TensorFlow Lite Micro keeps every activation in one arena, from the operator that writes it to
+the last one that reads it. The largest sum of activations that are alive at the same time is therefore a lower bound.
+Convolutions are fused with the following norm and ReLU, as converters do, and padding other than "SAME" needs a padded
+copy of the input.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .operators import Operator, Recording, record
 
 CONVOLUTIONS = ("convolution", "addmm", "mm", "linear")
 FUSING = (*CONVOLUTIONS, "add", "add_", "mul", "mul_", "sub", "sub_")
-"""Operators that take in an activation behind them."""
+"""Operators that can be fused with a following activation."""
 
 FUSED = ("relu", "relu_", "hardtanh", "hardtanh_", "relu6", "relu6_")
-"""Activations that TFLite knows as an attribute of the operator before."""
+"""Activations that TFLite fuses into the preceding operator."""
 
-# For every channel TFLite stores a 32-bit bias, and scale (32 bits) and zero point (64) of weight and bias. In SRAM,
-# TFLM keeps a multiplier and a shift of 32 bits each. Per operator: measured, see docs/deploy.md.
+# For every channel TFLite stores a 32-bit bias, and a scale (32 bits) and zero point (64 bits) each of weight and bias.
+# In SRAM, TFLM keeps a multiplier and a shift of 32 bits each. The values per operator are measured (docs/deploy.md).
 FLASH_PER_CHANNEL = 4 + 2 * (4 + 8)
 FLASH_PER_OPERATOR = 250
 SRAM_PER_CHANNEL = 8
 SRAM_PER_OPERATOR = 200
 
 VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "detach", "alias", "clone", "expand", "t")
-"""Operators that need no memory of their own."""
+"""Operators that need no memory."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment at which the most activations are alive.
+    """The moment with the most activation memory.
 
     Attributes:
-        bytes: Their size together, at one byte per element.
-        layer: Name of the module that runs then.
-        kind: Of its operator; ``pad`` for the zeros in front of a convolution.
-        alive: What is alive: the layer that wrote it (``image`` for the input) and its shape.
+        bytes: Total size of the activations, at one byte per element.
+        layer: Name of the module that runs.
+        kind: Kind of its operator; ``pad`` for the padding of a convolution.
+        alive: The activations: the layer that wrote each (``image`` for the input) and its shape.
     """
 
     bytes: int
@@ -56,15 +56,16 @@ class Peak:
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of the table of layers: a convolution, a linear layer or a matrix product, with the norm behind it.
+    """A row of the table of layers: a convolution, linear layer or matrix product, with the norm that follows it.
 
     Attributes:
-        name: Of the module; ``runs`` counts how often it runs (heads run once per level).
+        name: Name of the module.
         kind: ATen name of the operator.
-        shape: Of its (last) output.
-        macs: Multiply-accumulates of one image, all runs together.
-        params: Of the module and of the norm behind it.
-        channels: Output channels that have scales and biases of their own.
+        runs: Number of runs (heads run once per level).
+        shape: Shape of its last output.
+        macs: Multiply-accumulates of one image over all runs.
+        params: Parameters of the module and its norm.
+        channels: Output channels with their own scales and biases.
         flash: Bytes of its int8 weights, 32-bit biases and scales.
     """
 
@@ -80,12 +81,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network needs on a device when it runs in int8.
+    """Memory of a network in int8 on a device.
 
     Attributes:
-        peak: Its peak activation memory, the part of the arena that is used over and over.
-        bookkeeping: Bytes of the arena that the interpreter keeps for its operators, estimated.
-        flash: Bytes of the model file, estimated; the interpreter's code is not in it.
+        peak: Peak activation memory, the reused part of the arena.
+        bookkeeping: Estimated bytes of the arena that the interpreter needs for its operators.
+        flash: Estimated bytes of the model file, without the interpreter's code.
         layers: The table of layers.
     """
 
@@ -96,11 +97,11 @@ class Footprint:
 
     @property
     def sram(self) -> int:
-        """Bytes of the whole arena."""
+        """Bytes of the arena."""
         return self.peak.bytes + self.bookkeeping
 
     def misfits(self, sram: int | None = None, flash: int | None = None) -> list[str]:
-        """Why the network does not fit into so many bytes of SRAM and flash; nothing if it does."""
+        """Reasons why the network does not fit into this many bytes of SRAM and flash; empty if it fits."""
         reasons = []
         if sram is not None and self.sram > sram:
             reasons.append(
@@ -150,7 +151,7 @@ class Footprint:
 
 
 def measure_footprint(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Footprint:
-    """What a model needs on a device; of an elastic one its tiny network.
+    """Measures the memory of a model on a device; of an elastic model, that of its tiny network.
 
     Args:
         model: Plain or elastic.
@@ -162,7 +163,7 @@ def measure_footprint(model: nn.Module, input_shape: tuple[int, int, int, int]) 
     recording = record(model, input_shape)
     layers = layer_table(model, recording)
     steps = len(deployed(recording)[0])
-    channels = sum(layer.channels * layer.runs for layer in layers)  # an operator, and its scales, for every run
+    channels = sum(layer.channels * layer.runs for layer in layers)  # every run has an operator with scales
     return Footprint(
         peak=peak_memory(recording),
         bookkeeping=SRAM_PER_CHANNEL * channels + SRAM_PER_OPERATOR * steps,
@@ -172,7 +173,7 @@ def measure_footprint(model: nn.Module, input_shape: tuple[int, int, int, int]) 
 
 
 def peak_memory(recording: Recording) -> Peak:
-    """The largest sum of int8 activations that are alive together while the network runs in the recorded order."""
+    """The largest sum of int8 activations alive at the same time when the network runs in the recorded order."""
     steps, outputs = deployed(recording)
     shapes, writer = {0: recording.input_shape}, {0: "image"}
     last_read = dict.fromkeys(outputs, len(steps))
@@ -193,10 +194,10 @@ def peak_memory(recording: Recording) -> Peak:
 
 
 def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
-    """One row for each layer that multiplies, in the order in which they first run.
+    """A row for each layer with multiply-accumulates, in order of their first run.
 
-    Parameters of norms are those of the convolution that they are folded into. What no operator with
-    multiply-accumulates owns (learned constants, norms that cannot be folded) comes last, in one row.
+    Parameters of norms count for the convolution into which they are folded. All other parameters (learned constants,
+    norms that cannot be folded) are in one row at the end.
     """
     tiny = base_state_dict(model) if find_spaces(model) else dict(model.named_parameters())
     sizes = {name: tuple(tiny[name].shape) for name, _ in model.named_parameters()}
@@ -217,7 +218,7 @@ def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
         norms = [tensor for norm in sorted(folded.get(name, ())) for tensor in own.get(norm, [])]
         channels = operators[-1].shapes[0][1] if weights else 0
         matrices = sum(prod(sizes[tensor]) for tensor in weights if len(sizes[tensor]) > 1)
-        copies = max(len(folded.get(name, ())), 1)  # a shared convolution with a norm per level is folded into several
+        copies = max(len(folded.get(name, ())), 1)  # a shared convolution with a norm per level becomes several
         layers.append(
             Layer(
                 name=name,
@@ -238,10 +239,10 @@ def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of ``320KB``, ``1MB``, ``1.5 MiB`` or a plain number; K and M are binary, as in data sheets.
+    """Parses a size such as ``320KB``, ``1MB``, ``1.5 MiB`` or a number; K and M are binary, as in data sheets.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The text is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KM])i?)?B?\s*", text, re.IGNORECASE)
     if not match:
@@ -251,15 +252,15 @@ def parse_bytes(text: str) -> int:
 
 
 def kilobytes(size: int) -> str:
-    """A size for people, in units of 1024 bytes."""
+    """Formats a size in units of 1024 bytes."""
     return f"{size / 1024:.1f} KB"
 
 
 def deployed(recording: Recording) -> tuple[list[Operator], list[int]]:
-    """The operators that a converter to TFLite leaves, and the values that are put out.
+    """The operators after conversion to TFLite, and the output values.
 
-    What is folded is gone, padding that "SAME" cannot express is a step of its own, and so are LeakyReLU's product
-    (TFLite's quantiser does not know LeakyReLU, so :mod:`mmnetaug.deploy` exports it as max(x, slope * x)) and SiLU's
+    Folded operators are removed. Padding that "SAME" cannot express becomes an operator, and so do LeakyReLU's product
+    (TFLite's quantiser does not support LeakyReLU, so :mod:`mmnetaug.deploy` exports max(x, slope * x)) and SiLU's
     sigmoid (TFLite has no SiLU).
     """
     alias = _aliases(recording)
@@ -285,7 +286,7 @@ def deployed(recording: Recording) -> tuple[list[Operator], list[int]]:
 
 
 def _aliases(recording: Recording) -> dict[int, int]:
-    """Values that lie where another one lies, because the operator that writes them is folded away."""
+    """Values that share the memory of others, because the operator that writes them is folded."""
     producer = {value: operator for operator in recording.operators for value in operator.writes}
     readers: dict[int, int] = dict.fromkeys(recording.outputs, 1)
     for operator in recording.operators:

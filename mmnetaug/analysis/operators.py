@@ -1,7 +1,7 @@
-"""The operators that a network runs, in order, with what each reads, writes and multiplies: all figures come from here.
+"""Records the operators of a network with their inputs, outputs and multiply-accumulates, for all cost figures.
 
-Nothing is computed: the network runs on fake tensors, which have a shape and no data, and torch's own counter
-(``FlopCounterMode``) watches. Every model that runs on images can be recorded, elastic ones as their tiny network.
+The network runs on fake tensors, without computation, under torch's ``FlopCounterMode``. Every model that runs on
+images can be recorded; of an elastic model, its tiny network is.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Operator:
     Attributes:
         kind: Its ATen name without overload, such as ``convolution`` or ``hardswish_``.
         layer: Name of the module that runs it, such as ``backbone.stem.conv``.
-        reads: Numbers of the values that it reads; parameters and constants are none.
-        writes: Numbers of the values that it produces. Working in place counts as producing a new value.
-        shapes: Shapes of those.
+        reads: Numbers of the values that it reads, without parameters and constants.
+        writes: Numbers of the values that it writes. In-place operators write new values.
+        shapes: Shapes of the written values.
         macs: Multiply-accumulates.
-        padded: Of a convolution or maximum pooling, the shape of its input once it is padded, where "SAME" padding,
-            the only kind that TFLite's know, would put that elsewhere; None otherwise.
-        takes_padding: Whether it is a convolution that reads what an operator before it has padded as "SAME" does, so
-            that a converter makes one of the two.
+        padded: Shape of the padded input of a convolution or max pooling whose padding differs from "SAME", the only
+            kind in TFLite; None otherwise.
+        takes_padding: Whether it is a convolution whose input was padded by a separate operator as in "SAME", so that a
+            converter fuses the two.
     """
 
     kind: str
@@ -55,12 +55,12 @@ class Operator:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a network runs on one image.
+    """The operators that a network runs on one image.
 
     Attributes:
         input_shape: ``(1, C, H, W)``; the image is value 0.
-        operators: In the order in which they run.
-        outputs: Numbers of the values that the network puts out.
+        operators: The operators in order.
+        outputs: Numbers of the output values.
     """
 
     input_shape: tuple[int, ...]
@@ -69,15 +69,15 @@ class Recording:
 
 
 def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recording:
-    """Record the operators of a model in eval mode; of an elastic one those of its tiny network.
+    """Records the operators of a model in eval mode; of an elastic model, those of its tiny network.
 
     Args:
-        model: Detector, classifier or backbone, on any device. Left as it was: modes, widths and buffers.
+        model: Detector, classifier or backbone, on any device. Its modes, widths and buffers are restored.
         input_shape: ``(1, C, H, W)``.
 
     Raises:
-        ValueError: The model cannot run at that input size, or uses an operator that has no formula (the compiled
-            operators of mmcv, such as deformable convolution), so that a count would be wrong.
+        ValueError: The model cannot run at that input size, or uses an operator without a formula (compiled operators
+            of mmcv, such as deformable convolution), so that a count would be wrong.
     """
     if len(input_shape) != 4 or input_shape[0] != 1 or min(input_shape) < 1:
         raise ValueError(f"input shape must be (1, C, H, W) with positive sizes, got {tuple(input_shape)}")
@@ -87,7 +87,7 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
         for space in find_spaces(model):
             stack.enter_context(space.at(space.base()))
         stack.enter_context(torch.no_grad())
-        # attention in steps that can be counted, in place of kernels that do all of it
+        # attention as operators that can be counted, instead of fused kernels
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
@@ -109,17 +109,17 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees every operator on its way to the counter."""
+    """Records every operator before it reaches the counter."""
 
     def __init__(self, model: nn.Module, counter: FlopCounterMode, image: Tensor) -> None:
         super().__init__()
         self.operators: list[Operator] = []
         self.counter = counter
-        self.values = {id(image): 0}  # by the identity of tensors, which are therefore kept
+        self.values = {id(image): 0}  # by identity of tensors, which are therefore kept alive
         self.kept = [image]
         self.count = 1
         self.layers = [""]
-        self.paddings: dict[int, tuple[Tensor, list[int]]] = {}  # what was padded, and how, by the result's identity
+        self.paddings: dict[int, tuple[Tensor, list[int]]] = {}  # input and padding, by identity of the result
         self.hooks = []
         for name, module in model.named_modules():
             if name:
@@ -184,7 +184,7 @@ def _same(size: int, kernel: int, stride: int, step: int) -> list[int]:
 
 
 def _padded_input(kind: str, args: tuple) -> tuple[int, ...] | None:
-    if kind == "convolution" and not args[6]:  # transposed ones crop their output
+    if kind == "convolution" and not args[6]:  # not transposed ones, which crop their output
         return _padded(args[0], args[1].shape[2:], *args[3:6])
     if kind == "max_pool2d_with_indices" and len(args) > 3 and not any(args[5:6]):  # without ceil_mode
         kernel, strides, padding = ([*sides] * (2 // (len(sides) or 1)) for sides in args[1:4])
@@ -196,11 +196,11 @@ def _padded_input(kind: str, args: tuple) -> tuple[int, ...] | None:
 def _padded(
     x: Tensor, kernels: Sequence[int], strides: list[int], padding: list[int], dilation: list[int]
 ) -> tuple[int, ...] | None:
-    """Shape of an input with its padding, if "SAME" padding is another; see ``Operator.padded``."""
+    """Shape of a padded input, or None if the padding equals "SAME"; see ``Operator.padded``."""
     same, sizes = True, []
     for size, kernel, stride, pad, step in zip(x.shape[2:], kernels, strides, padding, dilation, strict=True):
         reach = (kernel - 1) * step + 1
-        last = (size + 2 * pad - reach) // stride * stride + reach  # how much of the padded input the windows cover
+        last = (size + 2 * pad - reach) // stride * stride + reach  # extent of the padded input that the windows cover
         before, after = _same(size, kernel, stride, step)
         same &= pad == before and last - size - pad <= after
         same &= ceil(size / stride) == (size + 2 * pad - reach) // stride + 1

@@ -1,7 +1,7 @@
-"""Accuracy against cost: the curve through measured points, and what one network saves over another at equal accuracy.
+"""Accuracy over cost: curves through measured points, and the cost saved at equal accuracy.
 
-Figure 5 of the paper: each network is measured at several input sizes, and its curve says how many multiply-accumulates
-buy which accuracy. Between points the curve is interpolated, monotonically; beyond them nothing is claimed.
+As in figure 5 of the paper, each network is measured at several input sizes, which gives a curve of accuracy over
+multiply-accumulates. It is interpolated monotonically between points, and never extrapolated.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a network saves over a reference.
+    """The MACs that a network saves over a reference at equal accuracy.
 
     Attributes:
-        low, high: The accuracies between which both were measured; the saving is defined there and nowhere else.
+        low, high: The range of accuracies in which both were measured and the saving is defined.
         accuracies: Accuracies in this range, ascending.
-        fractions: At each of them, the part of the reference's MACs that is saved; negative where it needs more.
-        at_best: Saved at ``high``.
-        largest, largest_at: The most that is saved, and at which accuracy.
+        fractions: The fraction of the reference's MACs that is saved at each of them; negative if more are needed.
+        at_best: The saving at ``high``.
+        largest, largest_at: The largest saving and its accuracy.
     """
 
     low: float
@@ -66,7 +66,7 @@ class Saving:
         return self.accuracies[int(np.argmax(self.fractions))]
 
     def figures(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """The saving as plain values, for JSON."""
         return {
             "defined_from": self.low,
             "defined_to": self.high,
@@ -88,7 +88,7 @@ class Saving:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no cheaper or equally cheap point matches in accuracy, cheapest first."""
+    """The Pareto-optimal points, cheapest first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.macs, -point.accuracy)):
         if not best or point.accuracy > best[-1].accuracy:
@@ -97,10 +97,10 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def macs_at(points: Sequence[Point], accuracies: Sequence[float]) -> np.ndarray:
-    """The MACs that reach given accuracies, on the monotone curve (PCHIP) through the frontier of measured points.
+    """The MACs at given accuracies, on the monotone curve (PCHIP) through the frontier of measured points.
 
     Raises:
-        ValueError: An accuracy lies outside of what was measured.
+        ValueError: An accuracy is outside of the measured range.
     """
     best = frontier(points)
     known = [point.accuracy for point in best]
@@ -112,7 +112,7 @@ def macs_at(points: Sequence[Point], accuracies: Sequence[float]) -> np.ndarray:
 
 
 def macs_saved(reference: Sequence[Point], other: Sequence[Point], samples: int = 201) -> Saving | None:
-    """What ``other`` saves over ``reference`` at equal accuracy; None where their measured ranges do not overlap."""
+    """The saving of ``other`` over ``reference`` at equal accuracy; None if their measured ranges do not overlap."""
     ranges = [[point.accuracy for point in frontier(points)] for points in (reference, other)]
     low, high = max(known[0] for known in ranges), min(known[-1] for known in ranges)
     if low > high:
@@ -124,13 +124,13 @@ def macs_saved(reference: Sequence[Point], other: Sequence[Point], samples: int 
 
 
 def plot_tradeoff(curves: dict[str, Sequence[Point]], metric: str, path: str | Path, title: str = "") -> None:
-    """Draw the curves as figure 5 of the paper does: accuracy over MACs, the saving as an arrow.
+    """Draws accuracy over MACs, with the saving as an arrow, as in figure 5 of the paper.
 
     Args:
         curves: Points by label; the first is the reference.
-        metric: What the accuracy is, for the axis.
-        path: Where the picture goes.
-        title: Above it.
+        metric: Name of the accuracy, for the axis.
+        path: Path of the picture.
+        title: Title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

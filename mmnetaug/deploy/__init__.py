@@ -1,1 +1,1 @@
-"""From a tiny network to what runs on devices: ONNX and TFLite, float and int8."""
+"""Export of tiny networks to ONNX and TFLite, in float and int8."""

@@ -1,4 +1,4 @@
-"""ONNX: export with any batch size, static int8 quantisation, and running the result."""
+"""ONNX: export with dynamic batch size, static int8 quantisation, and inference."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 class Raw(nn.Module):
-    """A model as a function from preprocessed images to its raw outputs, as exporters want it."""
+    """A model as a function from preprocessed images to raw outputs, for exporters."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map (N, C, H, W) to the outputs of ``tensor_forward``."""
+        """Maps (N, C, H, W) to the outputs of ``tensor_forward``."""
         return tensor_forward(self.model, image)
 
 
 def export_onnx(model: nn.Module, input_shape: tuple[int, int, int, int], path: Path) -> None:
-    """Write a model as ONNX: input ``image`` (N, C, H, W), preprocessed; outputs ``output_0``, ... for any N.
+    """Exports a model to ONNX, from preprocessed images ``image`` (N, C, H, W) to outputs ``output_0``, ..., for any N.
 
     Args:
         model: Plain model in eval mode.
@@ -40,10 +40,10 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int, int], path: 
         path: The file.
 
     Raises:
-        UserError: The packages are not installed, or the model uses an operator that ONNX does not have.
+        UserError: The packages are not installed, or the model uses an operator that ONNX lacks.
     """
     with packages(), quiet():
-        import onnx  # noqa: F401  (what the exporter needs)
+        import onnx  # noqa: F401  (for the exporter)
         import onnxscript  # noqa: F401
 
         device = next((parameter.device for parameter in model.parameters()), None)
@@ -67,11 +67,11 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int, int], path: 
 
 
 def quantize_onnx(source: Path, images: Iterable[np.ndarray], path: Path) -> None:
-    """Write an int8 version of an ONNX file (QDQ): weights per channel, activations by the range seen in calibration.
+    """Quantises an ONNX file to int8 (QDQ): weights per channel, activations by their range in calibration.
 
-    Weights use 7 of the 8 bits: ONNX Runtime's kernels for CPUs without VNNI add two products in 16 bits, which
-    overflow with 8. And the layers that write the outputs stay in float32: one map of a detector holds the logarithms
-    of sizes and the scores of classes, which share no range. docs/deploy.md says what each is worth.
+    Weights use 7 of the 8 bits, because ONNX Runtime's kernels for CPUs without VNNI add two products in 16 bits, which
+    would overflow. The output layers stay in float32, because one map of a detector holds both logarithms of sizes and
+    class scores, of different ranges. docs/deploy.md measures the effect of each.
 
     Args:
         source: Float ONNX file of :func:`export_onnx`.
@@ -121,10 +121,10 @@ class OnnxNetwork:
 
     Args:
         path: The file.
-        input_shape: ``(1, C, H, W)`` that it must have been exported for; None accepts any.
+        input_shape: Expected input shape, ``(1, C, H, W)``; None accepts any.
 
     Raises:
-        UserError: No such file, no ONNX file, or one for another input; also when it is called and fails.
+        UserError: The file is missing, not an ONNX file, for another input, or fails when it is called.
     """
 
     def __init__(self, path: str | Path, input_shape: tuple[int, ...] | None = None) -> None:
@@ -156,13 +156,13 @@ class OnnxNetwork:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # onnxruntime's errors have no common class
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise UserError(f"{self.path} is no ONNX file that can be run: {cause(error)}") from error
 
 
 @contextlib.contextmanager
 def packages() -> Iterator[None]:
-    """Report a package that is not installed as a :class:`UserError`."""
+    """Turns errors for missing packages into :class:`UserError`."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -171,7 +171,7 @@ def packages() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' progress and warnings off the screen."""
+    """Silences progress and warnings of exporters."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")
@@ -183,7 +183,7 @@ def quiet() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost reason of a chained error, in one line."""
+    """The first line of the innermost error of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

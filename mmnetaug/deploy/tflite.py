@@ -1,4 +1,4 @@
-"""int8 .tflite: the converter and the interpreters run in an environment of their own, see ``tflite_worker.py``."""
+"""TFLite export. The converter and the interpreters run in a separate environment, see ``tflite_worker.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKER = Path(__file__).with_name("tflite_worker.py")
 
 
 class LeakyMaximum(nn.Module):
-    """LeakyReLU as max(x, slope * x): TFLite's quantiser would leave LeakyReLU itself in float32."""
+    """LeakyReLU as max(x, slope * x), because TFLite's quantiser does not support LeakyReLU."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ def convert_tflite(
     float_path: Path,
     int8_path: Path,
 ) -> None:
-    """Write a model as float32 and as int8 .tflite, both with channels-last inputs and outputs for one image.
+    """Converts a model to float32 and int8 .tflite files for one image, with channels-last inputs and outputs.
 
     Args:
-        python: Interpreter of the environment with LiteRT's converter.
+        python: Python interpreter of the environment with LiteRT's converter.
         model: Plain model in eval mode.
         input_shape: ``(1, C, H, W)``.
-        images: To calibrate with, each (1, C, H, W).
+        images: Calibration images, each (1, C, H, W).
         float_path: The float32 file.
         int8_path: The int8 file.
 
@@ -65,7 +65,7 @@ def convert_tflite(
         with quiet():
             try:
                 exported = torch.export.export(Raw(prepared), (torch.zeros(input_shape),), strict=False)
-            except Exception as error:  # torch.export raises whatever the model's code does
+            except Exception as error:  # torch.export raises any error of the model's code
                 raise UserError(f"{type(model).__name__} cannot be exported: {cause(error)}") from error
             torch.export.save(exported, program)
         np.savez(calibration, *images)
@@ -75,16 +75,16 @@ def convert_tflite(
 def arena_size(python: str, path: Path) -> dict[str, int] | None:
     """Bytes of TensorFlow Lite Micro's arena: ``total``, ``head`` (activations), ``tail``; None if it is not installed.
 
-    ``largest_difference`` is that of its outputs from LiteRT's, in steps of int8.
+    ``largest_difference`` is the largest difference between its outputs and LiteRT's, in steps of int8.
     """
     return json.loads(_run(python, "arena", path).splitlines()[-1])
 
 
 class TFLiteNetwork(contextlib.AbstractContextManager):
-    """A .tflite file as a function from a batch to its outputs, computed by LiteRT in its own environment.
+    """A .tflite file as a function from a batch to its outputs, computed by LiteRT in a separate environment.
 
     Args:
-        python: Interpreter of that environment.
+        python: Python interpreter of that environment.
         path: The file.
     """
 
@@ -117,7 +117,7 @@ class TFLiteNetwork(contextlib.AbstractContextManager):
             return [outputs[name] for name in outputs.files]
 
     def __exit__(self, *error: object) -> None:
-        self.process.kill()  # closing its input would not do: forked data loaders hold the pipe too
+        self.process.kill()  # closing its input is not enough: forked data loaders hold the pipe, too
         self.process.wait()
         self.process.stdout.close()
         with contextlib.suppress(BrokenPipeError):
@@ -140,7 +140,7 @@ def _run(python: str, *arguments: object) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without the path to packages that the other interpreter must not see."""
+    """This process's environment variables without those that select its Python packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 

@@ -1,8 +1,8 @@
-"""Converts to .tflite and runs it: the half of the export that lives in an environment of its own.
+"""Converts to .tflite and runs the result, in a separate environment.
 
-LiteRT's converter brings other versions of numpy and protobuf than OpenMMLab can stand, so this file is run as a script
-by the interpreter of that environment (see docs/deploy.md). It imports
-nothing of mmnetaug, and knows its partner only by files and pipes::
+LiteRT's converter needs versions of numpy and protobuf that OpenMMLab does not support, so this file is run as a script
+by the interpreter of another environment (see docs/deploy.md). It does not import mmnetaug and communicates by files
+and pipes::
 
     tflite_worker.py convert PROGRAM.pt2 CALIBRATION.npz FLOAT.tflite INT8.tflite
     tflite_worker.py serve MODEL.tflite    # batches as .npy on standard input, outputs as .npz on standard output
@@ -23,15 +23,15 @@ import numpy as np
 
 
 def convert(program: str, calibration: str, float_path: str, int8_path: str) -> None:
-    """Convert an exported PyTorch program of one input (1, C, H, W), and quantise it to int8, inputs and outputs too.
+    """Converts an exported PyTorch program with one input (1, C, H, W), and quantises all of it to int8.
 
-    Images and feature maps are channels-last in the result, as TFLite's operators want them.
+    Images and feature maps are channels-last in the result, as TFLite's operators require.
 
     Args:
         program: File of ``torch.export.save``.
-        calibration: Images to calibrate with, each (1, C, H, W) float32.
-        float_path: Where the float32 model goes.
-        int8_path: Where the int8 model goes.
+        calibration: File of calibration images, each (1, C, H, W) float32.
+        float_path: Path of the float32 model.
+        int8_path: Path of the int8 model.
     """
     import litert_torch
     import torch
@@ -53,10 +53,10 @@ def convert(program: str, calibration: str, float_path: str, int8_path: str) -> 
 
 
 def for_microcontrollers(model: bytes) -> bytes:
-    """Move weights into the flatbuffer, and leave out names and notes.
+    """Moves weights into the flatbuffer, and removes names and metadata.
 
-    The quantiser appends weights behind the flatbuffer. TensorFlow Lite Micro does not look there: it would take every
-    weight for an activation that is alive throughout, and compute with what happens to be in the arena.
+    The quantiser appends weights after the flatbuffer. TensorFlow Lite Micro does not support this: it would treat
+    weights as activations and compute with uninitialised memory.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -75,13 +75,13 @@ def for_microcontrollers(model: bytes) -> bytes:
 
 
 def serve(model: str) -> None:
-    """Run batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W)."""
+    """Runs batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W)."""
     interpreter = _interpreter(model)
     [details] = interpreter.get_input_details()
     [(_, names)] = interpreter.get_signature_list().items()
     runner = interpreter.get_signature_runner()
     outputs = runner.get_output_details()
-    results, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing else may be printed between the results
+    results, sys.stdout = sys.stdout.buffer, sys.stderr  # standard output is for results only
     while (batch := _read(sys.stdin.buffer)) is not None:
         collected: dict[str, list[np.ndarray]] = {
             name: [] for name in sorted(names["outputs"], key=lambda name: int(name.rpartition("_")[2]))
@@ -99,9 +99,9 @@ def serve(model: str) -> None:
 
 
 def arena(model: str) -> None:
-    """Run the model once in TensorFlow Lite Micro, and print what it used of its arena in bytes and its outputs' error.
+    """Runs the model once in TensorFlow Lite Micro, and prints its arena's size in bytes and the error of its outputs.
 
-    The error is the largest difference between its outputs and LiteRT's for one random image, in steps of int8.
+    The error is the largest difference from LiteRT's outputs for one random image, in steps of int8.
     """
     try:
         from tflite_micro.python.tflite_micro import runtime
@@ -155,7 +155,7 @@ def _read(stream) -> np.ndarray | None:
 
 
 def _standard_error_of(call) -> str:
-    """What a call prints to standard error, C++ included."""
+    """Captures the standard error of a call, including that of C++."""
     with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
         kept = os.dup(2)
         stack.callback(os.close, kept)
