@@ -325,4 +325,12 @@ def test_mim_finds_the_configs():
     ]
     assert len({model["Name"] for model in models}) == len(models)
     runnable = [path.relative_to(REPO) for path in CONFIGS.rglob("*.py") if "_base_" not in str(path)]
-    assert {model["Config"] for model in models} == {str(path) for path in runnable if path.parts[1] != "study"}
+    expected = {str(path) for path in runnable if path.parts[1] != "study"}
+    assert {model["Config"] for model in models} == expected, "run: python tools/paper.py --write"
+
+
+def test_new_configs_are_added_to_the_metafile():
+    text = tool.METAFILE.read_text()
+    without = text[: text.rindex("- Name: ")]
+    assert yaml.safe_load(tool.with_all_configs(without)) == yaml.safe_load(text) != yaml.safe_load(without)
+    assert tool.with_all_configs(text) == text

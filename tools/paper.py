@@ -186,7 +186,9 @@ NETWORKS, ROWS = read_metafile(METAFILE)
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write docs/paper.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/paper.md, and add new configs to configs/metafile.yml"
+    )
     parser.add_argument(
         "--json", metavar="PATH", help="also write the networks' cost there; - is standard output, alone"
     )
@@ -198,9 +200,10 @@ def paper(args: argparse.Namespace) -> list[dict[str, Any]]:
     figures = count_networks()
     print("\n".join(_network_table(figures)))
     if args.write:
-        with replaced_when_done(PAGE) as temporary:
-            temporary.write_text(render(figures))
-        print(f"written: {PAGE}")
+        for path, text in ((PAGE, render(figures)), (METAFILE, with_all_configs(METAFILE.read_text()))):
+            with replaced_when_done(path) as temporary:
+                temporary.write_text(text)
+            print(f"written: {path}")
     return figures
 
 
@@ -224,6 +227,16 @@ def render(figures: list[dict[str, Any]]) -> str:
     for table, rows in itertools.groupby(sorted(ROWS, key=_order), key=lambda row: row.table):
         lines += [f"## {table[0].upper()}{table[1:]}", "", *_row_table(list(rows)), ""]
     return "\n".join([*lines, *_measured()])
+
+
+def with_all_configs(metafile: str) -> str:
+    """Adds the configs that the text of a metafile lacks. Those of the study need benchmarks/ and are left out."""
+    listed = {model["Config"] for model in yaml.safe_load(metafile)["Models"]}
+    for path in sorted((REPO / "configs").rglob("*.py")):
+        config = str(path.relative_to(REPO))
+        if "_base_" not in config and not config.startswith("configs/study/") and config not in listed:
+            metafile += f"- Name: {path.stem}\n  In Collection: NetAug\n  Config: {config}\n"
+    return metafile
 
 
 def _order(row: Row) -> tuple[bool, str]:
