@@ -28,7 +28,7 @@ ifdef PYTHON
 else
   PYTHON := $(VENV)/bin/python
   READY := $(INSTALLED)
-  CONFIGS := configs  # loaded by the other line's MMEngine, too
+  CHECKS := configs docs  # in small environments of their own
 endif
 RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
@@ -37,7 +37,7 @@ RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
 help:
 	@echo "make demo    train a tiny detector with NetAug on handwritten digits, test it, draw its detections"
-	@echo "make test    lint and run all tests"
+	@echo "make test    lint, run all tests, load all configs (make configs) and build the documentation (make docs)"
 	@echo "make test-fast  lint and run the tests that are not marked slow"
 	@echo "make lint    ruff alone"
 	@echo "make configs load every config with the original line's MMEngine, without torch (a venv of a minute)"
@@ -60,7 +60,7 @@ demo: setup
 	    --work-dir $(DEMO)/test --show-dir $(DEMO)/detections
 	@echo "==> pictures of the detections: $(DEMO)/detections"
 
-test: lint $(CONFIGS)
+test: lint $(CHECKS)
 	$(PYTEST)
 
 test-fast: lint

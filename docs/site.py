@@ -1,6 +1,10 @@
-"""What the site needs beside the pages in docs/: the README is its home, and links out of docs/ become plain paths."""
+"""What the site needs beside the pages in docs/: its home is the README, and the reference covers every public module.
+
+Links out of docs/ become plain paths.
+"""
 
 import re
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -9,12 +13,35 @@ OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+([^)]*)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README as the home page, with its links as they are from within docs/."""
+    """Add the home page and the reference, and list the latter's pages in the navigation."""
+    files.append(File.generated(config, "index.md", content=home()))
+    pages = reference(Path("mmnetaug"))
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    config.nav.append({"Reference": list(pages)})
+    return files
+
+
+def home() -> str:
+    """The README, with its links as they are from within docs/."""
     with open("README.md", encoding="utf-8") as file:
         readme = file.read()
     inside = re.sub(r"\]\((?!https?:|#|docs/)", "](../", readme)
-    files.append(File.generated(config, "index.md", content=inside.replace("](docs/", "](")))
-    return files
+    return inside.replace("](docs/", "](")
+
+
+def reference(package: Path) -> dict[str, str]:
+    """A page for the package itself and one for each subpackage, with all of their modules: path -> Markdown."""
+    pages: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        names = [package.name, *path.relative_to(package).with_suffix("").parts]
+        if names[-1] == "__init__":
+            del names[-1]
+        if any(name.startswith("_") for name in names):
+            continue
+        page = ".".join(names[:2] if package.joinpath(*names[1:2]).is_dir() else names[:1])
+        pages.setdefault(f"reference/{page}.md", [f"# {page}"]).append(f"::: {'.'.join(names)}")
+    return {path: "\n\n".join(lines) + "\n" for path, lines in sorted(pages.items())}
 
 
 def on_page_markdown(markdown: str, **_) -> str:

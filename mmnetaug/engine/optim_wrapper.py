@@ -62,24 +62,7 @@ class _AugmentedPass:
 class NetAugStep:
     """Adds the augmented pass; precedes MMEngine's wrapper in the method resolution order.
 
-    Args:
-        alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.
-        seed: Seed of the sampled widths, which depend on it and on the iteration number alone.
-        clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
-            step. By default the two gradients are clipped separately: the tiny network's own gradient is clipped
-            exactly as in plain training.
-        interval: Run the augmented pass in every ``interval``-th optimizer step (1 in the paper). Larger values make
-            training cheaper and the augmentation weaker.
-        share: Fraction of the batch, counted from its start, that the augmented pass sees (1 in the paper).
-        distill: Arguments of :class:`InPlaceDistillation`, by which the tiny network also learns from the augmented
-            network's outputs. None, as in the paper, disables it.
-        normalize: Divide the sum of both gradients by 1 + α, so that SGD's steps are as long as in plain training.
-        surgery: Remove the component of the augmented gradient that opposes the base gradient (PCGrad, Yu et al.,
-            2020): ``"tensor"`` for each parameter separately, ``"all"`` for all parameters as one vector.
-
-    Attributes:
-        width: Whether width factors are currently sampled (set by ``NetAugScheduleHook``).
-        expand: Whether expand factors are currently sampled. If neither is, no augmented pass runs.
+    :class:`NetAugOptimWrapper` lists the arguments and attributes.
     """
 
     def __init__(
@@ -348,7 +331,27 @@ class NetAugStep:
 
 @OPTIM_WRAPPERS.register_module()
 class NetAugOptimWrapper(NetAugStep, OptimWrapper):
-    __doc__ = f"MMEngine's ``OptimWrapper`` with NetAug's augmented pass.\n\n    {NetAugStep.__doc__}"
+    """MMEngine's ``OptimWrapper`` with NetAug's augmented pass.
+
+    Args:
+        alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.
+        seed: Seed of the sampled widths, which depend on it and on the iteration number alone.
+        clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
+            step. By default the two gradients are clipped separately: the tiny network's own gradient is clipped
+            exactly as in plain training.
+        interval: Run the augmented pass in every ``interval``-th optimizer step (1 in the paper). Larger values make
+            training cheaper and the augmentation weaker.
+        share: Fraction of the batch, counted from its start, that the augmented pass sees (1 in the paper).
+        distill: Arguments of :class:`InPlaceDistillation`, by which the tiny network also learns from the augmented
+            network's outputs. None, as in the paper, disables it.
+        normalize: Divide the sum of both gradients by 1 + α, so that SGD's steps are as long as in plain training.
+        surgery: Remove the component of the augmented gradient that opposes the base gradient (PCGrad, Yu et al.,
+            2020): ``"tensor"`` for each parameter separately, ``"all"`` for all parameters as one vector.
+
+    Attributes:
+        width: Whether width factors are currently sampled (set by ``NetAugScheduleHook``).
+        expand: Whether expand factors are currently sampled. If neither is, no augmented pass runs.
+    """
 
 
 @OPTIM_WRAPPERS.register_module()
