@@ -122,7 +122,7 @@ $(INSTALLED): $(REQUIREMENTS) requirements-dev.txt setup.py
 	@$(VENV)/bin/python -c "import sys, torch; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(torch.cuda.is_available() and not CUDA_HOME)" || \
 	  { echo "error: a GPU but no CUDA toolkit (nvcc), which mmcv's operators are compiled with for it: install it, or hide the GPU: CUDA_VISIBLE_DEVICES= make ..."; exit 1; }
 	@echo "==> 3/4 mmcv: compiling its operators takes $(MINUTES) minutes on 2 cores; seconds if pip has kept the wheel"
-	MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} MMCV_WITH_OPS=1 FORCE_CUDA=0 \
+	MAX_JOBS=$${MAX_JOBS:-$$(getconf _NPROCESSORS_ONLN)} MMCV_WITH_OPS=1 FORCE_CUDA=$${FORCE_CUDA:-0} \
 	  $(PIP) install -c $(REQUIREMENTS) --no-build-isolation $(MMCV)
 	@$(VENV)/bin/python -c "import mmcv.ops" || \
 	  { echo "error: mmcv's operators do not load; if pip's kept wheel was compiled for another torch: pip cache remove $(subst -,_,$(MMCV))"; exit 1; }
