@@ -1,8 +1,9 @@
-"""What the site needs beside the pages in docs/: its home is the README, and the reference covers every public module.
+"""What the site needs beside the pages in docs/: the README as its home, the notebook, and a reference of every module.
 
 Links out of docs/ become plain paths.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -13,8 +14,9 @@ OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+([^)]*)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the home page and the reference, and list the latter's pages in the navigation."""
+    """Add the home page, the notebook and the reference, and list the latter's pages in the navigation."""
     files.append(File.generated(config, "index.md", content=home()))
+    files.append(File.generated(config, "quick_start.md", content=notebook(Path("docs/quick_start.ipynb"))))
     pages = reference(Path("mmnetaug"))
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
@@ -28,6 +30,16 @@ def home() -> str:
         readme = file.read()
     inside = re.sub(r"\]\((?!https?:|#|docs/)", "](../", readme)
     return inside.replace("](docs/", "](")
+
+
+def notebook(path: Path) -> str:
+    """A notebook, which holds no outputs, as Markdown."""
+    title, *cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = ["".join(title["source"]), f"This page is a notebook: [{path.name}]({path.name})."]
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def reference(package: Path) -> dict[str, str]:
