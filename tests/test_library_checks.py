@@ -1,6 +1,7 @@
 """What MMDetection and MMPretrain test of every model of theirs, of our models and of stock models inside NetAug.
 
-Each model computes losses, predictions and raw outputs of images of unequal shapes, with boxes and without any.
+Backbones return the features that are asked for. Each model computes losses, predictions and raw outputs of images of
+unequal shapes, with boxes and without any, and its losses give a gradient to every parameter that learns.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from mmengine.utils import is_list_of
 from mmpretrain.structures import DataSample
 from test_drop_in import config_path, fewer_layers, without_downloads
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-import mmnetaug  # noqa: F401  (registers everything)
+from mmnetaug.models import ARCHITECTURES
 
 REPO = Path(__file__).parents[1]
 OURS = ["yolov3_mbv2_w035_voc.py", "yolov3_mbv3_w035_voc.py", "yolov3_mbv3_w035_netaug_voc.py"]
@@ -57,6 +59,41 @@ def build(name: str) -> nn.Module:
     return built
 
 
+def check_gradients(model: nn.Module, loss: Tensor) -> None:
+    """Every parameter that learns gets a finite gradient, and some of them one that is not zero."""
+    model.zero_grad()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
+    assert any(gradient.any() for gradient in gradients.values())
+    model.zero_grad()
+
+
+BACKBONES = [dict(type="mmnetaug.TinyNet", arch=arch, widen_factor=0.35) for arch in ARCHITECTURES]
+BACKBONES.append(dict(type="mmnetaug.MobileNetV2", widen_factor=0.35))
+
+
+@pytest.mark.parametrize("config", BACKBONES, ids=lambda config: config.get("arch", config["type"]))
+@pytest.mark.parametrize("out_indices", [(1, 3), (2, 4, 5)], ids=str)
+def test_backbones_return_the_features_that_are_asked_for(config, out_indices):
+    torch.manual_seed(0)
+    everything = MODELS.build(dict(config, out_indices=range(6)))
+    everything.init_weights()
+    backbone = MODELS.build(dict(config, out_indices=out_indices))
+    weights = everything.state_dict()
+    backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
+    images = torch.randn(2, 3, 96, 64)
+    for training in (False, True):
+        everything.train(training)
+        backbone.train(training)
+        assert all(norm.training == training for norm in backbone.modules() if isinstance(norm, _BatchNorm))
+        features = everything(images)
+        assert [96 // f.shape[2] for f in features] == sorted(96 // f.shape[2] for f in features)
+        assert all(f.shape[0] == 2 and f.shape[2] * 64 == f.shape[3] * 96 for f in features)
+        torch.testing.assert_close(backbone(images), tuple(features[i] for i in out_indices), rtol=0, atol=0)
+    check_gradients(backbone, sum(feature.sum() for feature in backbone(images)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("boxes", [[2, 3], [0, 3], [0, 0]], ids=str)
 @pytest.mark.parametrize("name", [*OURS, *STOCK], ids=lambda name: Path(name).stem)
@@ -69,6 +106,8 @@ def test_detectors_compute_losses_predictions_and_raw_outputs(name, boxes):
     assert all(isinstance(value, Tensor) and value.isfinite().all() for value in values)
     total = sum(value.sum() for value in values)
     assert total > 0 if any(boxes) else total >= 0  # SSD counts no more than three negatives for each positive
+    if any(boxes):
+        check_gradients(model, total)
     if name in OURS:
         # without an object there is nothing to classify or to place, but confidence to be lost
         for key in ("loss_cls", "loss_xy", "loss_wh"):
@@ -89,6 +128,7 @@ def test_detectors_compute_losses_predictions_and_raw_outputs(name, boxes):
 def test_classifiers_compute_losses_predictions_and_raw_outputs(name):
     model = build(name)
     images, samples = torch.randn(2, 3, 64, 64), [DataSample().set_gt_label(label) for label in (1, 3)]
+    check_gradients(model, sum(model(images, samples, mode="loss").values()))
     with torch.no_grad():
         logits = model(images)
         classes = logits.shape[1]
