@@ -31,7 +31,7 @@ class Cost:
 
     macs: int
     params: int
-    input_shape: tuple[int, int, int, int]
+    input_shape: tuple[int, ...]
     not_counted: tuple[str, ...] = ()
 
 

@@ -273,7 +273,8 @@ def deployed(recording: Recording) -> tuple[list[Operator], list[int]]:
             continue
         reads = tuple(_root(alias, value) for value in operator.reads)
         kept = [i for i, value in enumerate(operator.writes) if value in used] or [0]
-        writes, shapes = (tuple(items[i] for i in kept) for items in (operator.writes, operator.shapes))
+        writes = tuple(operator.writes[i] for i in kept)
+        shapes = tuple(operator.shapes[i] for i in kept)
         if operator.padded:
             steps.append(Operator("pad", operator.layer, reads[:1], (new,), (operator.padded,), 0))
             reads, new = (new, *reads[1:]), new + 1

@@ -170,10 +170,10 @@ class _Recorder(TorchDispatchMode):
         if id(x) not in self.paddings or any(padding):
             return False
         source, sides = self.paddings[id(x)]
-        sides = [(sides + [0] * 4)[2:4], (sides + [0] * 4)[:2]]  # the last dimension comes first
+        around = [(sides + [0] * 4)[2:4], (sides + [0] * 4)[:2]]  # the last dimension comes first
         return len(self.paddings[id(x)][1]) <= 4 and all(
             side == _same(*sizes)
-            for side, *sizes in zip(sides, source.shape[2:], weight.shape[2:], strides, dilation, strict=True)
+            for side, *sizes in zip(around, source.shape[2:], weight.shape[2:], strides, dilation, strict=True)
         )
 
 

@@ -146,7 +146,8 @@ def plot_tradeoff(curves: dict[str, Sequence[Point]], metric: str, path: str | P
         axes.plot(macs_at(points, accuracies) / 1e6, accuracies * 100, color=colour, label=label)
         axes.plot([p.macs / 1e6 for p in points], [p.accuracy * 100 for p in points], "o", color=colour)
         for point in points:
-            text = dict(xytext=(0, 7 if index % 2 else -13), textcoords="offset points", fontsize=8, ha="center")
+            offset = 7 if index % 2 else -13
+            text: dict[str, Any] = dict(xytext=(0, offset), textcoords="offset points", fontsize=8, ha="center")
             axes.annotate(str(point.size), (point.macs / 1e6, point.accuracy * 100), color=colour, **text)
         saving = macs_saved(reference, points) if index else None
         if saving and saving.at_best > 0:

@@ -231,7 +231,7 @@ def _find_absent_classes(report: DatasetReport, needed: bool) -> None:
 # --- any other data set -----------------------------------------------------------------------------------------------
 
 
-def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, None]:
+def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, tuple[int, int] | None]:
     """Loads a data set and checks its labels; returns ``image path: None`` for images that are files."""
     if not report.hint:
         images = hasattr(dataset, "get_gt_labels")
@@ -242,7 +242,8 @@ def _inspect_loaded(dataset: BaseDataset, report: DatasetReport) -> dict[str, No
         report.problems.append(f"{type(dataset).__name__} cannot be loaded: {error}")
         return {}
     report.classes = tuple(dataset.metainfo.get("classes") or ())
-    sizes, beyond = {}, []
+    sizes: dict[str, tuple[int, int] | None] = {}
+    beyond = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if isinstance(info.get("img_path"), str):

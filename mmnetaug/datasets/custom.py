@@ -192,7 +192,8 @@ def _below(root: Path, path: Path) -> str:
 
 def _voc_classes(root: Path, train: dict) -> list[str]:
     """Class names of all training objects, sorted. Unreadable files are reported by the checks."""
-    names, ids = set(), read_image_list(root / train["ann_file"])
+    names: set[str] = set()
+    ids = read_image_list(root / train["ann_file"])
     if ids and not any((root / f"Annotations/{image_id}.xml").is_file() for image_id in ids):
         raise DataError(
             f"no line of {root}/{train['ann_file']} names an annotation file, such as {f'Annotations/{ids[0]}.xml'!r}: "

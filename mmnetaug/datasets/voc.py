@@ -199,7 +199,8 @@ def inspect_voc(dataset: XMLDataset, report: DatasetReport, steps: Sequence) -> 
 
     names = dataset.image_names() if isinstance(dataset, VOCLayoutDataset) else {}
     filter_cfg = {} if dataset.test_mode else dataset.filter_cfg or {}
-    sizes, no_xml, broken, empty, outside, beyond, filtered = {}, [], [], [], [], [], []
+    sizes: dict[str, tuple[int, int] | None] = {}
+    no_xml, broken, empty, outside, beyond, filtered = [], [], [], [], [], []
     for image_id in ids:
         image, xml = str(images / names.get(image_id, f"{image_id}.jpg")), annotations / f"{image_id}.xml"
         sizes[image] = None

@@ -96,7 +96,8 @@ def draw_digits(
     Returns:
         Boxes (n, 4), int64 ``x1, y1, x2, y2`` in pixels with x2 and y2 exclusive, tight to the ink, and digits (n,).
     """
-    boxes, digits = [], []
+    boxes: list[tuple[int, int, int, int]] = []
+    digits = []
     for _ in range(rng.integers(1, 6)):
         index = rng.integers(len(scans))
         size = np.exp(rng.uniform(*np.log(DIGIT_SIZE)))  # as many small digits as large ones

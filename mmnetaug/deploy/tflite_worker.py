@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -167,4 +168,5 @@ def _standard_error_of(call) -> str:
 
 
 if __name__ == "__main__":
-    {"convert": convert, "serve": serve, "arena": arena}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]] = {"convert": convert, "serve": serve, "arena": arena}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -166,13 +166,13 @@ def find_groups(
         if override == "base":
             group.held_reason = group.held_reason or "by the config"
         elif override in ("width", "expand"):
-            group.role = override
+            group.role = "width" if override == "width" else "expand"
         elif override is not None:
             raise ValueError(f"roles: {override!r} is none of 'width', 'expand', 'base'")
         group.factors = tuple(width if group.role == "width" else expand)
         if group.role == "expand" and producer.input is not None:
-            read = group_of_run[channels.resolve(producer.input)[0]]
-            group.follows = read if not read.depends_on(group) else None
+            leader = group_of_run[channels.resolve(producer.input)[0]]
+            group.follows = leader if not leader.depends_on(group) else None
     groups = [group for _, group in listed]
     for pattern in roles:
         if not any(fnmatch.fnmatch(group.name, pattern) for group in groups):

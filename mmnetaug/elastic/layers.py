@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,13 @@ def count_at_width(axis: Axis, base: Count) -> Count:
     return (first, *rest) if isinstance(base, tuple) else first
 
 
-class Elastic:
+if TYPE_CHECKING:  # Elastic comes before the layer's class, whose attributes it uses
+    from torch.nn import Module as Mixin
+else:
+    Mixin = object
+
+
+class Elastic(Mixin):
     """Mixin of every elastic layer.
 
     Attributes:
@@ -167,7 +173,7 @@ def make_layer_elastic(
     reads: dict[str, int],
 ) -> None:
     """Makes a layer elastic in place; its parameters keep their base size until ``grow`` enlarges them."""
-    layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))
+    layer.__class__ = _elastic_class(type(layer), tuple(axes), tuple(counts))  # type: ignore[arg-type]  # is hashable
     layer.elastic_axes, layer.elastic_counts, layer.elastic_reads = axes, counts, reads
 
 

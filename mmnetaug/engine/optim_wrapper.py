@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.dist import get_rank
@@ -46,6 +46,12 @@ MAX_SKIPPED_IN_A_ROW = 50
 """Training stops after this many consecutive augmented passes with a loss or gradient that is not finite."""
 
 
+if TYPE_CHECKING:  # NetAugStep comes before a wrapper's class, whose methods it calls
+    from mmengine.optim import OptimWrapper as Mixin
+else:
+    Mixin = object
+
+
 @dataclasses.dataclass
 class _AugmentedPass:
     """The result of an iteration's augmented pass.
@@ -59,11 +65,15 @@ class _AugmentedPass:
     outputs: Outputs | None = None
 
 
-class NetAugStep:
+class NetAugStep(Mixin):
     """Adds the augmented pass; precedes MMEngine's wrapper in the method resolution order.
 
     :class:`NetAugOptimWrapper` lists the arguments and attributes.
     """
+
+    # of MMEngine's wrapper, which NetAugStep also assigns
+    clip_grad_kwargs: dict[str, Any] | None
+    _inner_count: int
 
     def __init__(
         self,

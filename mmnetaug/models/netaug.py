@@ -78,7 +78,8 @@ def NetAug(
     if not is_distributed():
         built = revert_sync_batchnorm(built)  # MMEngine's Runner does the same, but cannot convert elastic norms
     size = input_size or (224 if hasattr(built, "head") or not hasattr(built, "extract_feat") else 320)
-    image_shape = (image_channels(built), *((size, size) if isinstance(size, int) else size))
+    height, across = (size, size) if isinstance(size, int) else size
+    image_shape = (image_channels(built), height, across)
     whole = isinstance(getattr(built, "backbone", None), nn.Module)
     convert = functools.partial(
         make_elastic,

@@ -271,9 +271,9 @@ def reshape(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
     """
     if not math.prod(x.shape):
         raise NotUnderstood("an empty tensor")
-    dims = {}
-    for ours, theirs in matching_dims(x.shape, out.shape):
-        ours, theirs = [d for d in ours if x.shape[d] > 1], [e for e in theirs if out.shape[e] > 1]
+    dims: dict[int, Layout] = {}
+    for read, made in matching_dims(x.shape, out.shape):
+        ours, theirs = [d for d in read if x.shape[d] > 1], [e for e in made if out.shape[e] > 1]
         if not any(d in x.dims for d in ours):
             continue
         if [x.shape[d] for d in ours] == [out.shape[e] for e in theirs]:
