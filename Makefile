@@ -32,14 +32,16 @@ else
 endif
 RUN := PYTHONPATH=$(CURDIR) $(PYTHON)
 
-.PHONY: help setup demo test test-fast lint configs docs existing
+.PHONY: help setup demo test test-fast lint pages configs docs existing
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a tiny detector with NetAug on handwritten digits, test it, draw its detections"
 	@echo "make test    lint, run all tests, load all configs (make configs) and build the documentation (make docs)"
-	@echo "make test-fast  lint and run the tests that are not marked slow"
-	@echo "make lint    ruff alone"
+	@echo "make test-fast"
+	@echo "             lint and run the tests that are not marked slow"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make pages   write docs/paper.md again; fails if it was out of date"
 	@echo "make configs load every config with the original line's MMEngine, without torch (a venv of a minute)"
 	@echo "make docs    build the documentation's site into build/site (a venv of a minute)"
 	@echo "make setup   only make $(VENV): about 3 minutes of downloads and $(MINUTES) minutes to compile mmcv (2 cores);"
@@ -72,11 +74,18 @@ PYTEST = @$(PYTHON) -c "import pytest" || { echo "error: no pytest in this envir
   OMP_NUM_THREADS=1 $(RUN) -m pytest $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n auto --dist loadfile --no-loadscope-reorder")
 
 lint: setup
-	@if $(PYTHON) -m ruff --version >/dev/null 2>&1; then \
-	  $(PYTHON) -m ruff check .; \
-	else \
-	  echo "no ruff in this environment: lint skipped (to have it: $(PYTHON) -m pip install ruff)"; \
-	fi
+	@for tool in "ruff check ." mypy; do \
+	  if $(PYTHON) -m $${tool%% *} --version >/dev/null 2>&1; then \
+	    $(PYTHON) -m $$tool || exit 1; \
+	  else \
+	    echo "no $${tool%% *} in this environment: left out (to have it: $(PYTHON) -m pip install $${tool%% *})"; \
+	  fi; \
+	done
+
+# The table of the paper's rows is written from the metafile and from networks that are built.
+pages: setup
+	$(RUN) tools/paper.py --write
+	git diff --exit-code docs/paper.md
 
 # The original line's MMEngine refuses configs that the maintained line's reads. It is pure Python, and so is what it
 # needs to read a config; mmdet and mmpretrain are there for the configs that ours inherit from.
