@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def configs_are_written_as_they_are() -> Iterator[None]:
+    """A run writes its config about five times, and MMEngine has yapf lay it out: 0.2 s each time for a detector."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda code, **kwargs: (code, True))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_run_per_process(monkeypatch) -> None:
     """MMEngine keeps what a run logs and draws with by the run's name, whose time stamp is the same for a second."""

@@ -107,6 +107,7 @@ def test_recipe_is_the_papers(name):
         assert cfg.test_dataloader.dataset.ann_file == "VOC2007/ImageSets/Main/test.txt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "macs"),
     [
@@ -122,6 +123,7 @@ def test_configured_detector_costs_what_the_paper_states(name, macs):
     assert count_cost(model, (1, 3, 416, 416)).macs / 1e6 == pytest.approx(macs, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov3_mbv2_w035_voc", "yolov3_mbv3_w035_netaug_digits"])
 def test_pretrained_classifier_fills_the_backbone(name, tmp_path):
     """``load_from`` of a tiny classifier: what MMEngine's Runner does with it, without the Runner."""
@@ -141,6 +143,7 @@ def test_pretrained_classifier_fills_the_backbone(name, tmp_path):
         assert parameter.min() >= 0 and parameter.max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [320, 608])
 def test_voc_model_trains_at_both_ends_of_its_scales(size):
     torch.manual_seed(0)

@@ -195,6 +195,7 @@ def test_both_spellings_of_factors_and_bad_ones():
             build_pair(detector_config("resnet18"), width=bad)
 
 
+@pytest.mark.slow
 def test_role_overrides():
     def groups(backbone: str, roles: dict) -> dict:
         """Of the backbone alone, which is traced faster than a detector."""
@@ -271,6 +272,7 @@ def test_tiny_and_large_checkpoints_load(backbone):
         other.load_state_dict(wrong, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mobilenet_v3", "resnet18", "cspdarknet"])  # three ways to initialise
 def test_the_tiny_network_starts_as_the_plain_one(backbone):
     """Same seed, same initial weights: baseline and NetAug runs start from one point, whatever initialises them."""
@@ -343,6 +345,7 @@ def test_sync_bn_configs_build_without_a_process_group():
     assert torch.isfinite(step(elastic, batch(), wrapper(elastic))["loss"])
 
 
+@pytest.mark.slow
 def test_augmented_networks_cost_what_the_authors_factors_say():
     """MobileNetV2 w0.35 at 160: 5.6 times the base MACs on average, 14.6 at most, 1.74 with expand factors alone.
 

@@ -308,6 +308,7 @@ def test_two_iterations_and_validation(name, data, tmp_path, monkeypatch):
 # --- the metafile -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_networks_cost_what_the_metafile_says():
     figures = tool.count_networks()
     assert [one["network"] for one in figures] == list(NETWORKS)

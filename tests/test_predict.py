@@ -21,6 +21,8 @@ from test_tools import load_tool, run
 from mmnetaug.apis.build import build_model
 from mmnetaug.deploy.onnx import export_onnx
 
+pytestmark = pytest.mark.slow
+
 predict, test = (load_tool(name) for name in ("predict", "test"))
 
 

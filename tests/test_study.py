@@ -160,6 +160,7 @@ def test_matched_init_does_not_silence_new_channels():
     assert matched.head.fc.stored("weight")[:, 64:].all()
 
 
+@pytest.mark.slow
 def test_variants_of_the_step_do_what_they_are_called():
     base, _, _ = gradients_of("", alpha=0.0)
     one, _, _ = gradients_of("")

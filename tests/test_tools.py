@@ -126,6 +126,7 @@ def trained(place) -> Path:
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_writes_full_and_tiny_checkpoints(trained):
     names = {path.name for path in trained.glob("*.pth")}
     assert names >= {"epoch_1.pth", "epoch_2.pth", "epoch_1_tiny.pth", "epoch_2_tiny.pth"}
@@ -137,6 +138,7 @@ def test_training_writes_full_and_tiny_checkpoints(trained):
     assert "loss_aug" in text
 
 
+@pytest.mark.slow
 def test_resume_goes_on_where_the_run_stopped(place, trained, tmp_path):
     work_dir = tmp_path / "moved"
     shutil.copytree(trained, work_dir)
@@ -148,6 +150,7 @@ def test_resume_goes_on_where_the_run_stopped(place, trained, tmp_path):
     assert state["meta"]["iter"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_classes(place, trained, tmp_path, capsys):
     work_dir = tmp_path / "run"
     shutil.copytree(trained, work_dir)
@@ -159,6 +162,7 @@ def test_a_run_does_not_go_on_with_other_classes(place, trained, tmp_path, capsy
     assert "was trained on other classes, or in another order" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place, tmp_path, capsys):
     work_dir = ["--data-root", place / "data", "--work-dir", tmp_path, "--size", 64]
     assert run(train, place / "plain.py", *work_dir, "--cfg-options", "train_cfg.max_epochs=1") == 0
@@ -172,6 +176,7 @@ def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place,
     assert "is of a plain training" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_classifiers_train_too_and_netaug_stays_on_in_mixed_precision(tmp_path):
     make_class_folders(tmp_path / "data")
     (tmp_path / "classifier.py").write_text(CLASSIFIER.format(data=tmp_path / "data"))
@@ -258,6 +263,7 @@ def test_nothing_to_resume_is_a_start(tmp_path, capsys):
 # --- test -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_tiny_checkpoint_is_the_elastic_one_at_base_width(place, trained, tmp_path, capsys):
     common = ["--data-root", place / "data", "--work-dir", tmp_path]
     out = tmp_path / "tiny.pkl"
@@ -317,6 +323,7 @@ def bad(place) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -388,6 +395,7 @@ def test_an_elastic_model_is_not_trained_plainly(place, tmp_path, capsys, monkey
     assert "error: the model is elastic, but optim_wrapper.type is OptimWrapper" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
@@ -409,6 +417,7 @@ def test_only_checkpoints_of_the_network_are_tested(place, trained, bad, tmp_pat
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_classes_is_refused(place, trained, tmp_path, capsys):
     weights = torch.load(trained / "epoch_2_tiny.pth", weights_only=True)
     assert weights["meta"]["dataset_meta"]["classes"] == list(CLASSES)
@@ -442,6 +451,7 @@ def build(config: dict) -> torch.nn.Module:
     return MODELS.build(Config(dict(model=config)).model)
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_must_be_complete():
     """ResNet-50 without its layer4.2 and the second half of layer3: a quarter of its tensors, and of no use."""
     model = build(dict(detector_config("resnet18"), backbone=dict(type="mmdet.ResNet", depth=50)))
@@ -508,6 +518,7 @@ def test_last_layers_for_other_classes_start_anew(config, option, last):
         check_weights(model, weights, "x.pth")
 
 
+@pytest.mark.slow
 def test_the_user_may_start_from_part_of_a_checkpoint(place, trained, tmp_path, capsys, monkeypatch):
     started = []
     monkeypatch.setattr(Runner, "train", lambda runner: started.append(runner))
