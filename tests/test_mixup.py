@@ -36,7 +36,7 @@ def test_images_are_blended_and_all_boxes_kept(monkeypatch):
     assert mixed["gt_bboxes_labels"].tolist() == [0, 1, 0]
     assert mixed["gt_weights"].tolist() == [0.25, 0.25, 0.75]
     packing = TRANSFORMS.build(dict(type="mmnetaug.PackMixedDetInputs", meta_keys=()))
-    with pytest.raises(ValueError, match="in front of DetectionMixUp"):
+    with pytest.raises(ValueError, match="before DetectionMixUp"):
         packing.transform({**mixed, "gt_bboxes": mixed["gt_bboxes"][1:]})
     packed = packing.transform(mixed)
     instances = packed["data_samples"].gt_instances

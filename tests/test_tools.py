@@ -384,7 +384,7 @@ def test_what_is_downloaded_is_checked_as_files_are(place, tmp_path, capsys, mon
 def test_an_elastic_model_is_not_compiled():
     model = torch.nn.Linear(1, 1)
     model.elastic = ElasticSpace([])
-    with pytest.raises(UserError, match="compiled anew"):
+    with pytest.raises(UserError, match="recompiled for every width"):
         check_training(Config(dict(compile=True)), model)
 
 

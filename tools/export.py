@@ -162,7 +162,7 @@ class Verifier:
         self.figures[f"{name} output error"] = error
         print(f"{name}: outputs differ by {error:.1e} of the largest")
         if not (error <= ROUNDING and abs(value - self.reference) <= SAME):  # NaN is neither
-            raise UserError(f"{name} does not compute what PyTorch does: it was not kept")
+            raise UserError(f"{name} does not compute the same as PyTorch: it was not kept")
 
     def close(self, name: str, run: RawOutputs) -> None:
         """Checks that the metric drops by at most ``max_drop``."""

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         "--keys",
         nargs="+",
         default=["train_accuracy/top1", "accuracy/top1"],
-        help="what to plot: any names of the log, such as loss or pascal_voc/mAP (default: %(default)s)",
+        help="values to plot, by their names in the log, such as loss or pascal_voc/mAP (default: %(default)s)",
     )
     parser.add_argument("--legend", nargs="+", metavar="LABEL", help="one per run (default: names of the work dirs)")
     parser.add_argument("--out", required=True, metavar="PATH.png", help="where the picture goes")

@@ -71,7 +71,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--model takes {'LABEL CONFIG' if args.train else 'LABEL CONFIG CHECKPOINT'}")
     labels = [model[0] for model in args.model]
     if len(set(labels)) < len(labels):
-        raise UserError(f"every network needs a label of its own: {', '.join(labels)}")
+        raise UserError(f"every network needs a different label: {', '.join(labels)}")
     sizes = sorted(set(args.sizes))
     configs = [load_test_config(args, model[1]) for model in args.model]
     for cfg in configs:  # fail before hours are spent

@@ -143,8 +143,8 @@ def check_start(cfg: Config, model: nn.Module, args: argparse.Namespace, classes
     largest = {name: value.shape for name, value in model.state_dict().items()}
     if any(value.shape != largest.get(name, value.shape) for name, value in checkpoint["state_dict"].items()):
         raise UserError(
-            f"{path} is of a plain training, whose optimizer knows no additional channels: start from its weights with "
-            "--cfg-options load_from=..."
+            f"{path} is from plain training, and its optimizer state lacks the additional channels: start from its "
+            "weights with --cfg-options load_from=..."
         )
     return [line]
 

@@ -1,1 +1,1 @@
-"""What networks cost, and what that buys."""
+"""The cost of networks, their memory on devices, and accuracy over cost."""

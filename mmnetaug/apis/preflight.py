@@ -20,7 +20,7 @@ from mmnetaug.errors import UserError
 from mmnetaug.models import DistilledClassifier
 from mmnetaug.terminal import abbreviate
 
-# --- what the network is ----------------------------------------------------------------------------------------------
+# --- the network ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -119,7 +119,7 @@ def inspect_network(cfg: Config, model: nn.Module, size: tuple[int, int] | None 
     )
 
 
-# --- what its weights are ---------------------------------------------------------------------------------------------
+# --- its weights ------------------------------------------------------------------------------------------------------
 
 
 def check_weights(
@@ -313,7 +313,7 @@ def _at_least(given: Tensor, own: Tensor) -> bool:
     return given.dim() == own.dim() and all(a >= b for a, b in zip(given.shape, own.shape, strict=True))
 
 
-# --- what trains it ---------------------------------------------------------------------------------------------------
+# --- its training -----------------------------------------------------------------------------------------------------
 
 
 def check_training(cfg: Config, model: nn.Module) -> None:
@@ -323,9 +323,7 @@ def check_training(cfg: Config, model: nn.Module) -> None:
         UserError: Only one of the two is set up for NetAug, the wrapper is unknown, or the model would be compiled.
     """
     if find_spaces(model) and cfg.get("compile"):
-        raise UserError(
-            "an elastic model would be compiled anew for every width it takes: leave compile out of the config"
-        )
+        raise UserError("an elastic model would be recompiled for every width: leave compile out of the config")
     name = type_name(cfg.optim_wrapper) or "OptimWrapper"
     kind = cfg.optim_wrapper.get("type", "OptimWrapper")
     kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind

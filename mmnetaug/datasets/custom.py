@@ -126,7 +126,7 @@ def find_layout(root: Path) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{root} holds data in VOC and in COCO layout: keep each in a folder of its own.")
+        raise DataError(f"{root} holds data in VOC and in COCO layout: keep them in separate folders.")
     below = [str(path) for path in sorted(root.iterdir()) if path.is_dir() and _layouts_at(path)]
     hint = f"Did you mean {' or '.join(below)}?\n" if below else ""
     raise DataError(f"{root} holds no data in a layout known here. {hint}{layouts(root)}")
@@ -172,7 +172,7 @@ def _check_disjoint(images: dict[Path, set[str]], files: dict[str, Path]) -> Non
         if both := images[files["train"]] & images[files[name]]:
             raise DataError(
                 f"{len(both)} images are in both {files['train'].name} and {files[name].name} of {files[name].parent}, "
-                f"such as {min(both)}: what is trained on cannot be measured on."
+                f"such as {min(both)}: training images cannot be used for measuring."
             )
 
 

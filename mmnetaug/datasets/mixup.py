@@ -67,5 +67,5 @@ class PackMixedDetInputs(PackDetInputs):
             ValueError: A transform after the mixup has removed boxes, but not their weights.
         """
         if len(results.get("gt_weights", results["gt_bboxes"])) != len(results["gt_bboxes"]):
-            raise ValueError("put transforms that leave boxes out in front of DetectionMixUp, not behind it")
+            raise ValueError("put transforms that remove boxes before DetectionMixUp, not after it")
         return super().transform(results)

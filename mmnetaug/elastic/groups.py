@@ -2,7 +2,7 @@
 
 Roles follow NetAug (paper section 3.2 and the authors' networks). *width* groups run between blocks (stem, stages,
 last convolution) and take a width factor. *expand* groups are hidden inside a block and take an expand factor times the
-width factor of what the block reads. *squeeze* groups (squeeze-and-excitation) follow the group they gate.
+width factor of the block's input. *squeeze* groups (squeeze-and-excitation) follow the group that they gate.
 """
 
 from __future__ import annotations

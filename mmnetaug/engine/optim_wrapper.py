@@ -182,7 +182,7 @@ class NetAugStep(Mixin):
             )
         if hasattr(getattr(model, "train_step", None), "_torchdynamo_orig_callable"):
             raise RuntimeError(
-                "torch.compile would compile every sampled network anew: leave compile out of the config"
+                "torch.compile would recompile for every sampled network: leave compile out of the config"
             )
         if self._keeps_apart() and getattr(model, "gradient_as_bucket_view", False):
             raise RuntimeError(
