@@ -85,7 +85,8 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
         run(sweep, *args, "--sizes", 64, 96)
 
 
-def test_classifiers_and_large_checkpoints_sweep(place, tmp_path):
+def test_classifiers_and_large_checkpoints_sweep(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "latency", lambda *args: 1.0)  # which is measured for two seconds
     model = ["--model", "large", place / "classifier.py", place / "classifier.pth"]
     assert run(sweep, *model, "--work-dir", tmp_path, "--sizes", 64, 50) == 0
     figures = json.loads((tmp_path / "sweep.json").read_text())
@@ -96,6 +97,7 @@ def test_classifiers_and_large_checkpoints_sweep(place, tmp_path):
 def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     # in this process: imports take longer than the training
     launched = []
+    monkeypatch.setattr(sweep, "latency", lambda *args: 1.0)
     monkeypatch.setattr(sweep, "launch", lambda command: launched.append(0) or load_tool("train").main(command[2:]))
     args = ["--model", "net", place / "netaug.py", "--train", "--sizes", 64, "--work-dir", tmp_path]
     args += ["--data-root", place / "data", "--cfg-options"]
