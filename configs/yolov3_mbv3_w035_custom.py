@@ -3,21 +3,9 @@
 python tools/train.py configs/yolov3_mbv3_w035_custom.py --data-root PATH
 """
 
-_base_ = ["./_base_/yolov3_mbv3_w035.py", "./_base_/custom_data.py", "mmdet::_base_/default_runtime.py"]
+_base_ = ["./_base_/yolov3_mbv3_w035.py", "./_base_/custom_data.py", "./_base_/custom_training.py"]
 
 model = dict(
     data_preprocessor=dict(batch_augments=None),  # one scale: batches keep the shape of the photos
     bbox_head=dict(num_classes=1),  # set to the number of classes in the data
 )
-
-# Data of any size, with or without a pre-trained backbone: AdamW is the least sensitive to the learning rate.
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=100, val_interval=5)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=True, convert_to_iter_based=True, begin=0, end=3),
-    dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=3, eta_min=0),
-]
-default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="auto"), logger=dict(interval=10))
-custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]  # nothing on a GPU

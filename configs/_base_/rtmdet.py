@@ -1,0 +1,49 @@
+"""RTMDet of depthwise-separable convolutions, in a size for microcontrollers. Who inherits adds the backbone.
+
+Lyu et al., "RTMDet", 2022; neck, head and assigner are mmdet's own.
+"""
+
+custom_imports = dict(imports=["mmnetaug"])
+
+model = dict(
+    type="RTMDet",
+    use_syncbn=False,  # as in the other configs, and on several CPU processes there is no SyncBN
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],  # of ImageNet, on which the backbones are pre-trained
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32,
+        batch_augments=[  # as the other detectors: another size every 10 iterations, the same on all GPUs
+            dict(type="BatchSyncRandomResize", random_size_range=(320, 608), size_divisor=32, interval=10)
+        ],
+    ),
+    neck=dict(
+        type="CSPNeXtPAFPN",
+        out_channels=48,
+        num_csp_blocks=1,
+        use_depthwise=True,
+        act_cfg=dict(type="ReLU6"),  # not RTMDet's SiLU: quantises to int8 without loss, and is free on a device
+    ),
+    bbox_head=dict(
+        type="RTMDetSepBNHead",
+        in_channels=48,
+        feat_channels=48,
+        stacked_convs=2,
+        use_depthwise=True,
+        # RTMDet shares the head's convolutions between levels. mmdet cannot when they are depthwise-separable: it
+        # assigns `.conv`, which such a module does not have. It saves no MACs.
+        share_conv=False,
+        with_objectness=False,
+        exp_on_reg=False,  # distances as they are: int8 has no range for their exponentials
+        act_cfg=dict(type="ReLU6"),
+        anchor_generator=dict(type="MlvlPointGenerator", offset=0, strides=[8, 16, 32]),
+        bbox_coder=dict(type="DistancePointBBoxCoder"),
+        loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
+    ),
+    train_cfg=dict(assigner=dict(type="DynamicSoftLabelAssigner", topk=13), allowed_border=-1, pos_weight=-1),
+    test_cfg=dict(
+        nms_pre=1000, min_bbox_size=0, score_thr=0.001, nms=dict(type="nms", iou_threshold=0.65), max_per_img=100
+    ),
+)

@@ -1,0 +1,13 @@
+"""mmdet's YOLOX-nano, with NetAug."""
+
+_base_ = "./yolox_nano_coco.py"
+
+model = dict(
+    _delete_=True,
+    type="mmnetaug.NetAug",
+    model={{_base_.model}},
+    expand=[1, 1.6, 2.2, 2.8],  # the authors' factors for pre-training
+    width=[1, 1.8, 2.6],
+)
+optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper")
+default_hooks = dict(checkpoint=dict(type="mmnetaug.TinyCheckpointHook"))

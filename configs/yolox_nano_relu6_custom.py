@@ -1,0 +1,15 @@
+"""Your own data in Pascal VOC or COCO layout: YOLOX-nano with ReLU6 for 224x224, 146 M MACs.
+
+python tools/train.py configs/yolox_nano_relu6_custom.py --data-root PATH
+"""
+
+_base_ = ["./_base_/yolox_nano_relu6.py", "./_base_/custom_data.py", "./_base_/custom_training.py"]
+
+model = dict(bbox_head=dict(num_classes=1))  # set to the number of classes in the data
+
+# the data's own pipelines, at the size that this network is meant for
+train_pipeline = [{**step, "scale": (224, 224)} if "scale" in step else step for step in _base_.train_pipeline]
+test_pipeline = [{**step, "scale": (224, 224)} if "scale" in step else step for step in _base_.test_pipeline]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
