@@ -14,7 +14,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32,
-        batch_augments=[  # as the other detectors: another size every 10 iterations, the same on all GPUs
+        batch_augments=[  # as in the other detectors: another size every 10 iterations, the same on all GPUs
             dict(type="BatchSyncRandomResize", random_size_range=(320, 608), size_divisor=32, interval=10)
         ],
     ),
@@ -23,7 +23,7 @@ model = dict(
         out_channels=48,
         num_csp_blocks=1,
         use_depthwise=True,
-        act_cfg=dict(type="ReLU6"),  # not RTMDet's SiLU: quantises to int8 without loss, and is free on a device
+        act_cfg=dict(type="ReLU6"),  # not SiLU: TFLite fuses ReLU6 into the convolution
     ),
     bbox_head=dict(
         type="RTMDetSepBNHead",
@@ -35,7 +35,7 @@ model = dict(
         # assigns `.conv`, which such a module does not have. It saves no MACs.
         share_conv=False,
         with_objectness=False,
-        exp_on_reg=False,  # distances as they are: int8 has no range for their exponentials
+        exp_on_reg=False,  # as in mmdet's rtmdet_tiny
         act_cfg=dict(type="ReLU6"),
         anchor_generator=dict(type="MlvlPointGenerator", offset=0, strides=[8, 16, 32]),
         bbox_coder=dict(type="DistancePointBBoxCoder"),

@@ -1,4 +1,4 @@
-"""mmdet's YOLOX-nano with ReLU6, which quantises to int8 and is free on a device, in the place of Swish."""
+"""YOLOX-nano of mmdet with ReLU6, which TFLite fuses into the convolution, in place of Swish."""
 
 custom_imports = dict(imports=["mmnetaug"])
 
