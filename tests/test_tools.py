@@ -173,7 +173,7 @@ def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place,
     assert (tmp_path / "plain.py").read_text() == saved and (tmp_path / "test/plain.py").is_file()
     capsys.readouterr()
     assert run(train, place / "netaug.py", *work_dir, "--resume") == 1
-    assert "is of a plain training" in capsys.readouterr().err
+    assert "is from plain training" in capsys.readouterr().err
 
 
 @pytest.mark.slow
