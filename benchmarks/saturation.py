@@ -57,6 +57,7 @@ from mmpretrain.structures import DataSample  # isort: skip
 from scipy import stats  # isort: skip
 
 RESULTS, PAGE = ROOT / "docs/saturation.csv", ROOT / "docs/saturation.md"
+READING = ROOT / "benchmarks/saturation_reading.md"  # written by hand
 BATCH, WARM_UP = 128, 2
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
@@ -397,7 +398,10 @@ def report(args: argparse.Namespace) -> None:
         "",
         "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
         "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs. "
-        "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch.",
+        "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Only *What it "
+        "says* is written by hand, in `benchmarks/saturation_reading.md`.",
+        "",
+        READING.read_text(encoding="utf-8").rstrip(),
     ]
     for network in NETWORKS:
         of_network = [row for row in rows if row["network"] == network]
