@@ -24,6 +24,7 @@ from networks import build_pair, detector_config
 from mmnetaug.apis.cli import add_runner_arguments, config_parser, load_config
 from mmnetaug.apis.evaluation import load_tiny
 from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
+from mmnetaug.apis.schedule import set_epochs
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
 from mmnetaug.errors import UserError, WriteError
 from mmnetaug.files import replaced_when_done
@@ -165,8 +166,9 @@ def test_a_run_does_not_go_on_with_other_classes(place, trained, tmp_path, capsy
 @pytest.mark.slow
 def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place, tmp_path, capsys):
     work_dir = ["--data-root", place / "data", "--work-dir", tmp_path, "--size", 64]
-    assert run(train, place / "plain.py", *work_dir, "--cfg-options", "train_cfg.max_epochs=1") == 0
+    assert run(train, place / "plain.py", *work_dir, "--epochs", 1, "--batch-size", 3) == 0
     saved = (tmp_path / "plain.py").read_text()
+    assert Config.fromfile(tmp_path / "plain.py").train_dataloader.batch_size == 3
     sizes = re.findall(r"scale=\(\s*(\d+),\s*(\d+),?\s*\)", saved)
     assert sizes and set(sizes) == {("64", "64")}
     assert run(test, tmp_path / "plain.py", tmp_path / "epoch_1.pth", "--work-dir", tmp_path, "--json", "-") == 0
@@ -174,6 +176,20 @@ def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place,
     capsys.readouterr()
     assert run(train, place / "netaug.py", *work_dir, "--resume") == 1
     assert "is from plain training" in capsys.readouterr().err
+
+
+def test_epochs_scale_the_schedules_that_count_them():
+    cfg = Config.fromfile(REPO / "configs/yolov3_mbv3_w035_voc.py")
+    [warm_up, steps] = cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == 200 and steps.milestones == [160, 180]
+    before = dict(warm_up)
+    set_epochs(cfg, 20)
+    assert cfg.train_cfg.max_epochs == 20 and steps.milestones == [16, 18]
+    assert not warm_up.by_epoch and warm_up == before
+    with pytest.raises(UserError, match="counts epochs"):
+        set_epochs(Config(dict(train_cfg=dict(by_epoch=False, max_iters=100))), 10)
+    with pytest.raises(UserError, match="1 or more"):
+        set_epochs(cfg, 0)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from mmnetaug.apis.preflight import (
     check_weights,
     inspect_network,
 )
+from mmnetaug.apis.schedule import set_epochs
 from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
 from mmnetaug.config import type_name
 from mmnetaug.datasets import check_data
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="accept checkpoints (load_from, init_cfg) that lack layers of this network: those start anew",
     )
+    parser.add_argument("--epochs", type=int, metavar="N", help="train for N epochs; schedules by epochs are scaled")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images per step and GPU")
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU); NetAug stays on")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size, by the config's base"
@@ -82,6 +85,10 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
     """Everything that writes to the work directory."""
     if args.size:
         set_input_size(cfg, args.size, ("train", "val", "test"))
+    if args.epochs is not None:
+        set_epochs(cfg, args.epochs)
+    if args.batch_size is not None:
+        cfg.train_dataloader.batch_size = args.batch_size
     if args.resume:
         set_resume(cfg, args.resume)
     if args.amp:
