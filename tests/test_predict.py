@@ -64,6 +64,29 @@ def test_pictures_show_what_is_written(place, tmp_path):  # noqa: F811
     assert (cv2.imread(str(tmp_path / "out/000001_blue.png")) != (255, 0, 0)).any()
 
 
+def test_a_video_is_predicted_frame_by_frame(place, tmp_path, capsys):  # noqa: F811
+    """Beside it a file that is no video; the frames are those that OpenCV decodes."""
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
+    for shade in (0, 100, 200):
+        writer.write(np.full((64, 96, 3), shade, np.uint8))
+    writer.release()
+    (tmp_path / "bad.mp4").write_bytes(b"none")
+    args = [place / "plain.py", place / "tiny.pth", tmp_path, "--data-root", place / "data", "--score-thr", 0]
+    assert run(predict, *args, "--out-dir", tmp_path / "out") == 1
+    assert f"{tmp_path / 'bad.mp4'} cannot be read: it is no video" in capsys.readouterr().err
+    coco = COCO(str(tmp_path / "out/predictions.json"))
+    assert [image["file_name"][-10:] for image in coco.imgs.values()] == [f"film.avi#{i}" for i in range(3)]
+    model = init_detector(str(place / "plain.py"), str(place / "tiny.pth"), device="cpu")
+    film, drawn = (cv2.VideoCapture(str(tmp_path / path)) for path in ("film.avi", "out/000002_film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.get(cv2.CAP_PROP_FPS) == 10
+    for key in coco.imgs:
+        frame, picture = film.read()[1], drawn.read()[1]
+        expected = inference_detector(model, frame).pred_instances.scores.numpy()
+        given = [annotation["score"] for annotation in coco.imgToAnns[key]]
+        np.testing.assert_allclose(given, expected, atol=1e-5)
+        assert picture.shape == frame.shape and np.abs(picture.astype(int) - frame).max() > 50  # boxes
+
+
 def test_an_empty_folder_is_one_error(place, tmp_path, capsys):  # noqa: F811
     assert run(predict, place / "plain.py", place / "tiny.pth", tmp_path) == 1
     assert f"no file, glob or folder {tmp_path}" in capsys.readouterr().err

@@ -1,12 +1,14 @@
-"""Run a checkpoint, or an exported .onnx file, on images: writes annotated pictures, COCO JSON and CSV."""
+"""Run a checkpoint, or an exported .onnx file, on images and videos: writes them annotated, COCO JSON and CSV."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import glob
+import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,14 @@ from mmnetaug.models.tensor_mode import is_detector
 from mmnetaug.terminal import Progress
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code: 1 if any input failed."""
     parser = config_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint of the config, or an .onnx file of tools/export.py")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder of images, or glob")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder of them, or glob")
     parser.add_argument("--out-dir", default="predictions", help="where results go (default: ./predictions)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
     parser.add_argument("--size", type=int, metavar="N", help="height and width of the network's input")
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """Predicts every input; returns the number of images and the inputs that failed."""
-    paths = [path for item in args.inputs for path in find_images(item)]
+    paths = [path for item in args.inputs for path in find_inputs(item)]
     cfg = load_test_config(args, args.config)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
@@ -64,65 +67,137 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     transforms = first_pipeline(cfg.test_dataloader.dataset) or []
     # images are read here and have no annotations
     pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
-    detects = is_detector(model)
-    kind = "mmdet.DetLocalVisualizer" if detects else "mmpretrain.UniversalVisualizer"
-    visualizer = VISUALIZERS.build(dict(type=kind, name="predict"))
-    visualizer.dataset_meta = dict(classes=classes)
-    coco: dict[str, list] = dict(images=[], annotations=[])
-    coco["categories"] = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-    rows, progress = [], Progress("predicting, image", len(paths))
+    results = Results(classes, is_detector(model), args.score_thr)
+    progress = Progress("predicting, image", sum(map(count_images, paths)))
+
+    def draw(image: np.ndarray, file: str) -> np.ndarray:
+        picture = results.add(infer(model, pipeline, image, file, len(results.images) + 1), image, file)
+        progress.step()
+        return picture
+
     for number, path in enumerate(paths, 1):
         try:
-            image = mmcv.imread(path)
-            if image is None:
-                raise ValueError("it is no image that OpenCV can read")
-        except (OSError, ValueError, cv2.error) as error:  # cv2.error: an empty file
+            if path.suffix.lower() in VIDEOS:
+                draw_video(path, out / f"{number:06}_{path.stem}.mp4", draw)
+            else:
+                image = read_image(path)
+                with replaced_when_done(out / f"{number:06}_{path.stem}.png") as temporary:
+                    mmcv.imwrite(draw(image, str(path)), str(temporary))
+        except UnreadableError as error:
             print(f"error: {path} cannot be read: {error}", file=sys.stderr)
             args.failed.append(str(path))
             progress.step()
-            continue
-        sample = infer(model, pipeline, image, path, number)
-        coco["images"].append(dict(id=number, file_name=str(path), height=image.shape[0], width=image.shape[1]))
+    results.write(out)
+    print(f"{len(results.images)} images predicted, {len(args.failed)} files not readable; results in {out}")
+    return {"images": len(results.images), "failed": args.failed, "out_dir": str(out)}
+
+
+class UnreadableError(Exception):
+    """An input that cannot be decoded; the others are predicted all the same."""
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads an image (H, W, 3), BGR."""
+    try:
+        image = mmcv.imread(path)
+    except (OSError, ValueError, cv2.error) as error:  # cv2.error: an empty file
+        raise UnreadableError(error) from error
+    if image is None:
+        raise UnreadableError("it is no image that OpenCV can read")
+    return image
+
+
+def count_images(path: Path) -> int:
+    """The number of frames of a video, as its header says; 1 for an image."""
+    return max(1, mmcv.VideoReader(str(path)).frame_cnt) if path.suffix.lower() in VIDEOS else 1
+
+
+def draw_video(path: Path, target: Path, draw: Callable[[np.ndarray, str], np.ndarray]) -> None:
+    """Predicts a video frame by frame, and writes an annotated one of the same size and rate."""
+    video = mmcv.VideoReader(str(path))
+    frame = video.read()
+    if frame is None:
+        raise UnreadableError("it is no video that OpenCV can read")
+    size = frame.shape[1::-1]
+    with replaced_when_done(target) as temporary:
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), video.fps or 25, size)
+        try:
+            for number in itertools.count():
+                if frame is None:
+                    break
+                writer.write(cv2.resize(draw(frame, f"{path}#{number}"), size))
+                frame = video.read()
+        finally:
+            writer.release()
+
+
+class Results:
+    """Gathers predictions, draws them, and writes COCO JSON (of detections) and CSV.
+
+    Args:
+        classes: Their names.
+        detects: Whether the network is a detector; otherwise it is a classifier.
+        threshold: Lowest score of a detection that is kept.
+    """
+
+    def __init__(self, classes: list[str], detects: bool, threshold: float) -> None:
+        self.classes, self.detects, self.threshold = classes, detects, threshold
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.rows: list[list[Any]] = []
+        kind = "mmdet.DetLocalVisualizer" if detects else "mmpretrain.UniversalVisualizer"
+        self.visualizer = VISUALIZERS.build(dict(type=kind, name="predict"))
+        self.visualizer.dataset_meta = dict(classes=classes)
+
+    def add(self, sample: Any, image: np.ndarray, file: str) -> np.ndarray:
+        """Adds the data sample of an image (H, W, 3), BGR, and returns the annotated image."""
+        height, width = image.shape[:2]
+        self.images.append(dict(id=len(self.images) + 1, file_name=file, height=height, width=width))
         rgb = mmcv.bgr2rgb(image)
-        if detects:
-            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= args.score_thr]
-            found = sample.pred_instances.numpy()
-            for box, score, label in zip(found.bboxes, found.scores, found.labels, strict=True):
-                x, y, w, h = (float(v) for v in (*box[:2], *(box[2:] - box[:2])))
-                coco["annotations"].append(
-                    dict(id=len(coco["annotations"]) + 1, image_id=number, category_id=int(label) + 1)
-                    | dict(bbox=[x, y, w, h], area=w * h, iscrowd=0, score=float(score))
-                )
-                rows.append([str(path), classes[label], float(score), x, y, w, h])
-            height, width = image.shape[:2]
+        if self.detects:
+            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.threshold]
+            self._add_detections(sample.pred_instances.numpy(), file)
             edges = torch.tensor([width, height, width, height])  # Matplotlib zooms out to show boxes beyond the image
             sample.pred_instances.bboxes = sample.pred_instances.bboxes.clamp(edges * 0, edges)
-            visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=-1)
+            self.visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=-1)
         else:
-            for label in sample.pred_score.topk(min(5, len(classes))).indices.tolist():
-                rows.append([str(path), classes[label], float(sample.pred_score[label])])
-            visualizer.visualize_cls(rgb, sample, classes=classes, draw_gt=False)
-        with replaced_when_done(out / f"{number:06}_{path.stem}.png") as temporary:
-            mmcv.imwrite(mmcv.rgb2bgr(visualizer.get_image()), str(temporary))
-        progress.step()
-    header = ["file", "class", "score", *(["x", "y", "width", "height"] if detects else [])]
-    with replaced_when_done(out / "predictions.csv") as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    content = coco if detects else [dict(zip(header, row, strict=True)) for row in rows]
-    with replaced_when_done(out / "predictions.json") as temporary:
-        temporary.write_text(json.dumps(content))
-    print(f"{len(coco['images'])} images predicted, {len(args.failed)} not readable; results in {out}")
-    return {"images": len(coco["images"]), "failed": args.failed, "out_dir": str(out)}
+            for label in sample.pred_score.topk(min(5, len(self.classes))).indices.tolist():
+                self.rows.append([file, self.classes[label], float(sample.pred_score[label])])
+            self.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
+        return mmcv.rgb2bgr(self.visualizer.get_image())
+
+    def _add_detections(self, found: Any, file: str) -> None:
+        for box, score, label in zip(found.bboxes, found.scores, found.labels, strict=True):
+            x, y, w, h = (float(v) for v in (*box[:2], *(box[2:] - box[:2])))
+            self.annotations.append(
+                dict(id=len(self.annotations) + 1, image_id=len(self.images), category_id=int(label) + 1)
+                | dict(bbox=[x, y, w, h], area=w * h, iscrowd=0, score=float(score))
+            )
+            self.rows.append([file, self.classes[label], float(score), x, y, w, h])
+
+    def write(self, folder: Path) -> None:
+        """Writes ``predictions.csv`` and ``predictions.json``."""
+        header = ["file", "class", "score", *(["x", "y", "width", "height"] if self.detects else [])]
+        with replaced_when_done(folder / "predictions.csv") as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([header, *self.rows])
+        categories = [dict(id=i, name=name) for i, name in enumerate(self.classes, 1)]
+        coco = dict(images=self.images, annotations=self.annotations, categories=categories)
+        content = coco if self.detects else [dict(zip(header, row, strict=True)) for row in self.rows]
+        with replaced_when_done(folder / "predictions.json") as temporary:
+            temporary.write_text(json.dumps(content))
 
 
-def find_images(item: str) -> list[Path]:
-    """Finds the images of an argument. Raises UserError if there are none."""
+def find_inputs(item: str) -> list[Path]:
+    """Finds the images and videos of an argument. Raises UserError if there are none."""
     if Path(item).is_dir():
-        found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in IMAGES)
+        found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in (*IMAGES, *VIDEOS))
     else:
         found = [Path(item)] if Path(item).is_file() else sorted(map(Path, glob.glob(item, recursive=True)))
     if not found:
-        raise UserError(f"nothing to predict on: no file, glob or folder {item} with images ({', '.join(IMAGES)})")
+        raise UserError(
+            f"nothing to predict on: no file, glob or folder {item} with images ({', '.join(IMAGES)}) "
+            f"or videos ({', '.join(VIDEOS)})"
+        )
     return found
 
 
@@ -157,10 +232,10 @@ def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list
     return model.to(get_device()).eval(), classes
 
 
-def infer(model: nn.Module, pipeline: Compose, image: np.ndarray, path: Path, number: int) -> Any:
+def infer(model: nn.Module, pipeline: Compose, image: np.ndarray, file: str, number: int) -> Any:
     """Predicts a BGR image; returns the data sample."""
     shape = image.shape[:2]
-    data = pipeline(dict(img=image, img_path=str(path), img_id=number, img_shape=shape, ori_shape=shape))
+    data = pipeline(dict(img=image, img_path=file, img_id=number, img_shape=shape, ori_shape=shape))
     with torch.no_grad():
         return model.test_step(dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]]))[0].cpu()
 
