@@ -350,25 +350,25 @@ def run(args: argparse.Namespace) -> None:
     epochs = args.epochs or NETWORKS[args.network][3]
     for seed in args.seeds:
         for method in args.methods:
-            for rate in args.rates or rates_to_run(args.network, method, seed):
+            for rate in args.rates or rates_to_run(args.network, method, epochs, seed):
                 key = (args.network, method, rate, epochs, seed)
                 if key not in {tuple(row[name] for name in KEYS) for row in results()}:
                     figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
                     record(dict(zip(KEYS, key, strict=True)) | figures)
 
 
-def rates_to_run(network: str, method: str, seed: int) -> Iterator[float]:
+def rates_to_run(network: str, method: str, epochs: int, seed: int) -> Iterator[float]:
     """Rates one after the other, to be asked for the next when a run is done.
 
-    The main methods search with seed 0 and use what they found with the other seeds. A variant runs at the rate of what
-    it is a variant of.
+    The main methods search with seed 0 and use what they found with the other seeds and other numbers of epochs. A
+    variant runs at the rate of what it is a variant of.
     """
-    main, epochs = method.partition(",")[0], NETWORKS[network][3]
-    rate, found = next_rate(results(), network, main, epochs)
-    if seed == 0 and method in MAIN:
+    main, base_epochs = method.partition(",")[0], NETWORKS[network][3]
+    rate, found = next_rate(results(), network, main, base_epochs)
+    if seed == 0 and method in MAIN and epochs == base_epochs:
         while not found:
             yield rate
-            rate, found = next_rate(results(), network, main, epochs)
+            rate, found = next_rate(results(), network, main, base_epochs)
     if not found:
         sys.exit(f"the rates of {main} have not been compared yet: run seed 0, or give --rates")
     yield rate
@@ -397,7 +397,9 @@ def report(args: argparse.Namespace) -> None:
         "# At saturation: plain training, NetAug and in-place distillation",
         "",
         "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
-        "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs. "
+        "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs; "
+        "after the first five the search for the rate was added, after the first distilled one the variants *to the "
+        "end*. "
         "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Only *What it "
         "says* is written by hand, in `benchmarks/saturation_reading.md`.",
         "",

@@ -1,4 +1,4 @@
-"""YOLOX-nano with ReLU6, which quantises to int8 and is free on a device, in the place of Swish."""
+"""YOLOX-nano with ReLU6, which TFLite fuses into the convolution, in place of Swish."""
 
 _base_ = "./yolox_nano_coco.py"
 

@@ -6,7 +6,7 @@ model = dict(
     _delete_=True,
     type="mmnetaug.NetAug",
     model={{_base_.model}},
-    expand=[1, 1.6, 2.2, 2.8],  # the authors' factors for pre-training
+    expand=[1, 1.6, 2.2, 2.8],  # as for MobileNetV2; not tuned
     width=[1, 1.8, 2.6],
 )
 optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper")

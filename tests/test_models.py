@@ -193,6 +193,7 @@ def test_yolo_has_no_dense_kxk_convolution():
     assert {m.activate.negative_slope for m in model.neck.modules() if isinstance(m, ConvModule)} == {0.1}
 
 
+@pytest.mark.usefixtures("mmdet_scope")
 def test_head_starts_with_he_normal_bridges_and_small_predictions():
     torch.manual_seed(0)
     head = MMDET_MODELS.build(head_config(num_classes=20))
@@ -203,6 +204,7 @@ def test_head_starts_with_he_normal_bridges_and_small_predictions():
     assert torch.sigmoid(head.convs_pred[0].bias.view(3, -1)[:, 5:]).mean().item() == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.usefixtures("mmdet_scope")
 @pytest.mark.parametrize("images", [1, 3])
 def test_head_averages_mmdets_losses_over_images(images):
     torch.manual_seed(0)

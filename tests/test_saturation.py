@@ -55,6 +55,8 @@ def test_rates_are_chosen_by_held_out_accuracy_of_seed_0(results, monkeypatch):
     assert trained == [(True, 0.4, 1), (False, 0.2, 1)]
     with pytest.raises(SystemExit, match="run seed 0"):
         run(methods=["distillation, surgery"], seeds=[1])
+    with pytest.raises(SystemExit, match="run seed 0"):
+        run(methods=["distillation"], epochs=20)  # no search at another number of epochs
     saturation.report(None)
     page = (results / "saturation.md").read_text()
     assert "| **plain** | 40 | 0.4 | 2 |" in page and "| **NetAug** | 40 | 0.2 | 2 |" in page

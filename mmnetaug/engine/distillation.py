@@ -95,13 +95,22 @@ class InPlaceDistillation:
         Args:
             loss: The loss on the annotations, a scalar.
             teacher: The augmented network's outputs, of all images or the first ones.
+
+        Raises:
+            TypeError: The outputs hold nothing that can be compared.
         """
         student = self.take()
-        divergence = sum(
+        divergences = [
             compare(own[: len(target)], target, self.temperature)
             for name, compare in self._compare.items()
             for own, target in zip(student[name], teacher[name], strict=True)
-        )
+        ]
+        if not divergences:
+            raise TypeError(
+                f"distill finds no class scores in the outputs of {' and '.join(self._compare)}: leave "
+                "optim_wrapper.distill out"
+            )
+        divergence = sum(divergences)
         self.last = divergence.item()
         return (1 - self.weight) * loss + self.weight * divergence
 
@@ -129,7 +138,7 @@ def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]] | None
 
     None where the head has no such scores.
     """
-    if not _has_sigmoid(head):
+    if not getattr(getattr(head, "loss_cls", None), "use_sigmoid", False):
         return None
     if hasattr(head, "num_attrib"):  # YOLOv3: (x, y, w, h, objectness, classes) of each anchor
 
@@ -145,8 +154,8 @@ def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]] | None
         channels = head.cls_out_channels * (priors if isinstance(priors, int) else 1)
 
         def select(outputs: Any) -> tuple[Tensor, ...]:
-            maps = flatten_tensors(outputs[0])
-            return maps if all(scores.dim() == 4 and scores.shape[1] == channels for scores in maps) else ()
+            maps = outputs[0] if isinstance(outputs[0], list | tuple) else ()  # a transformer's are one tensor
+            return tuple(maps) if all(scores.dim() == 4 and scores.shape[1] == channels for scores in maps) else ()
     else:
         return None
     return select
