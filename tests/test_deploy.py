@@ -211,6 +211,7 @@ def test_training_goes_on_from_an_export(place, tmp_path):
         (place / "netaug.py").read_text()
         + """
 optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper", alpha=0.5, interval=2)
+optim_wrapper.update(distill=dict(weight=0.5), normalize=True)
 default_hooks = dict(netaug_schedule=dict(type="mmnetaug.NetAugScheduleHook", width_until=0.5), visualization=None)
 custom_hooks = [dict(type="mmnetaug.ChannelSortHook"), dict(type="EMAHook")]
 """

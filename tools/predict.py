@@ -27,7 +27,7 @@ import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.cli import config_parser, lies_in, load_test_config, run_tool
 from mmnetaug.apis.evaluation import replace_network, without_netaug
-from mmnetaug.apis.input_size import fix_input, set_input_size, shape_of_images
+from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.apis.preflight import check_classes, check_weights
 from mmnetaug.config import first_pipeline, leaves, type_name
 from mmnetaug.deploy.onnx import OnnxNetwork
@@ -209,7 +209,6 @@ def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list
         cfg.model = without_netaug(cfg.model)
         model = build_model(cfg)
         shape = shape_of_images(cfg, model)
-        fix_input(model, shape[2:])
         replace_network(model, OnnxNetwork(args.checkpoint, shape), shape[2:])
     else:
         checkpoint = args.checkpoints.read(

@@ -22,7 +22,7 @@ from mmnetaug.apis.cli import (
     run_tool,
 )
 from mmnetaug.apis.evaluation import replace_network, without_netaug
-from mmnetaug.apis.input_size import fix_input, set_input_size, shape_of_images
+from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.apis.preflight import check_classes, check_weights
 from mmnetaug.config import as_list, type_name
 from mmnetaug.datasets import check_data
@@ -83,7 +83,6 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         if exported:
             shape = shape_of_images(cfg, model)
             network = stack.enter_context(open_exported(args, shape))
-            fix_input(model, shape[2:])
             replace_network(model, network, shape[2:])
             line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.config import as_list, first_pipeline, type_name, with_pipeline
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
+from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.models.tensor_mode import dense_heads, image_channels, is_detector, untraced_readers
@@ -43,7 +45,7 @@ HEADLINES = {
 OF_THE_TEACHER = ("teacher", "teacher_checkpoint", "temperature", "weight")
 """Arguments of ``DistilledClassifier`` that ``ImageClassifier`` lacks."""
 
-OF_THE_PASS = ("alpha", "seed", "clip_together", "interval", "share")
+OF_THE_PASS = [name for name, of in signature(NetAugOptimWrapper).parameters.items() if of.kind == of.KEYWORD_ONLY]
 """Arguments of ``NetAugOptimWrapper`` that ``OptimWrapper`` lacks."""
 
 
@@ -143,8 +145,9 @@ def evaluate(
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
     model.load_state_dict(state, strict=True)
-    fix_input(model, size)
-    if run is not None:
+    if run is None:
+        fix_input(model, size)
+    else:
         replace_network(model, run, size)
     runner.register_hook(_ProgressHook())
     return headline(runner.test())
@@ -171,7 +174,7 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
 
 
 def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) -> None:
-    """Replaces the network of a model by another function; the model's own code decodes the outputs.
+    """Replaces the network of a model by another function of one input size; the model's own code decodes the outputs.
 
     Args:
         model: Single-stage detector or classifier, changed in place.
@@ -181,6 +184,7 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
     Raises:
         UserError: The model has parts that do not depend on the image alone, or ``run`` is another network.
     """
+    fix_input(model, size)
     head = head_of(model)
     with evaluating(model), torch.no_grad():
         image = torch.zeros(1, image_channels(model), *size, device=next(model.parameters()).device)
