@@ -1,6 +1,6 @@
 """Handwritten digits on 160x160 scenes: a tiny RTMDet on MobileNetV2 w0.35, in minutes on a CPU."""
 
-_base_ = ["./_base_/rtmdet_mbv2_w035.py", "./_base_/rtmdet_digits.py"]
+_base_ = ["./_base_/rtmdet_mbv2_w035.py", "./_base_/digits_training.py"]
 
 model = dict(
     data_preprocessor=dict(batch_augments=None),  # one size
