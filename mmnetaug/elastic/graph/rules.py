@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
-"""The rule of each operator, by its name without overload and trailing underscore. Elementwise operators need none."""
+"""The rule of each operator, by its name without overload and trailing underscore.
+
+Elementwise operators need none; rules for those that PyTorch tags as pointwise are not used.
+"""
 
 
 def register_rule(*operators: str) -> Callable[[Rule], Rule]:
