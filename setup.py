@@ -24,5 +24,8 @@ setup(
     entry_points={"console_scripts": ["mmnetaug = mmnetaug.__main__:main"]},
     python_requires=">=3.10",
     install_requires=["msgspec>=0.19", "defusedxml>=0.7.1", "filelock"],
-    extras_require={"deploy": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"]},  # tools/export.py
+    extras_require={
+        "deploy": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],  # tools/export.py
+        "yolo": ["supervision==0.31.2"],  # reads YOLO labels
+    },
 )

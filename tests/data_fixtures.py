@@ -1,6 +1,6 @@
 """Tiny data sets in the exact layouts of the real ones, drawn by code, to test and try configs without a download::
 
-python tests/data_fixtures.py {voc,coco,folder,classes,imagenet,imagenet21k,food101,flowers102,cars,cub200,pets} OUT
+python tests/data_fixtures.py KIND OUT  # kinds: see MAKERS
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -142,6 +143,57 @@ def make_voc_folder(
             write_voc_xml(root / f"Annotations/{name}.xml", objects, suffix=suffix, folder=folder)
         write_list(root, split, names)
     return root
+
+
+def make_flat_voc(root: Path, splits: dict[str, int]) -> Path:
+    """Write XML files beside their images, as LabelImg does; each split in a folder, or all in one called ``""``."""
+    for seed, (split, count) in enumerate(splits.items()):
+        voc = make_voc_folder(root / "voc", dict(all=count), seed=seed, first_id=100 * seed)
+        (root / split).mkdir(exist_ok=True)
+        for path in [*voc.glob("JPEGImages/*"), *voc.glob("Annotations/*")]:
+            path.rename(root / split / path.name)
+        shutil.rmtree(voc)
+    return root
+
+
+def make_roboflow(root: Path, splits: dict[str, int]) -> Path:
+    """Write COCO files beside their images, as Roboflow does: numbers start at 0, with a category for the project."""
+    for seed, (split, count) in enumerate(splits.items()):
+        coco = make_coco(root / "coco", {split: count}, ("cat", "dog"), (1, 2), per_image=2, seed=seed)
+        (coco / split).rename(root / split)
+        content = json.loads((coco / f"annotations/instances_{split}.json").read_text())
+        content["categories"].insert(0, dict(id=0, name="animals", supercategory="none"))
+        for number, annotation in enumerate(content["annotations"]):
+            annotation.update(id=number, iscrowd=0)
+        (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+        shutil.rmtree(coco)
+    return root
+
+
+def make_yolo(root: Path, splits: dict[str, int], images="images/{}", labels="labels/{}", names="data.yaml") -> dict:
+    """Write YOLO's text labels: class, centre and size, relative to the image; the last image of a split has none.
+
+    Returns:
+        By name of the image, its labels and boxes ``x1, y1, x2, y2`` in pixels.
+    """
+    rng, classes, drawn = np.random.default_rng(0), ("cat", "dog", "emu"), {}
+    for split, count in splits.items():
+        for number in range(count):
+            chosen = [number % 3, (number + 1) % 3] if number < count - 1 else []
+            name = f"{split}{number}.jpg"
+            boxes = draw_image(root / images.format(split) / name, chosen, 3, rng)
+            drawn[name] = chosen, boxes
+            lines = [
+                f"{label} {(x1 + x2) / 256:.6f} {(y1 + y2) / 192:.6f} {(x2 - x1) / 128:.6f} {(y2 - y1) / 96:.6f}\n"
+                for label, (x1, y1, x2, y2) in zip(chosen, boxes, strict=True)
+            ]
+            path = root / labels.format(split) / f"{split}{number}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if lines:
+                path.write_text("".join(lines))
+    listed = f"names: {list(classes)}\nnc: 3\n" if names.endswith("yaml") else "".join(f"{one}\n" for one in classes)
+    (root / names).write_text(listed)
+    return drawn
 
 
 def write_list(root: Path, split: str, names: list[str]) -> None:
@@ -325,6 +377,9 @@ def make_pets(root: Path) -> Path:
 
 MAKERS = {
     "folder": lambda out: make_voc_folder(out, dict(train=8, test=4)),
+    "flat": lambda out: make_flat_voc(out, {"": 8}),
+    "roboflow": lambda out: make_roboflow(out, dict(train=8, valid=4)),
+    "yolo": lambda out: make_yolo(out, dict(train=8, val=4)),
     "voc": make_voc_devkit,
     "coco": make_coco,
     "classes": make_class_folders,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import shutil
@@ -19,8 +20,11 @@ from data_fixtures import (
     VOC_CLASSES,
     make_class_folders,
     make_coco,
+    make_flat_voc,
+    make_roboflow,
     make_voc_devkit,
     make_voc_folder,
+    make_yolo,
     read_list,
     write_list,
     write_voc_xml,
@@ -35,7 +39,7 @@ from pycocotools.cocoeval import COCOeval
 import mmnetaug  # noqa: F401 (registers the data sets)
 from mmnetaug import terminal
 from mmnetaug.datasets import check as check_module
-from mmnetaug.datasets import check_data, check_dataset, fill_config
+from mmnetaug.datasets import check_data, check_dataset, fill_config, find_unlisted
 from mmnetaug.demo import digits
 from mmnetaug.errors import DataError
 
@@ -362,6 +366,115 @@ def test_custom_coco_is_not_measured_on_what_it_is_trained_on(tmp_path):
         custom_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "splits, expected",
+    [
+        ({"": 10}, dict(train=9, val=1, test=1)),
+        (dict(train=4, valid=2), dict(train=4, val=2, test=2)),
+        (dict(train=10, test=3), dict(train=9, val=1, test=3)),
+        (dict(train=3, val=2, test=4), dict(train=3, val=2, test=4)),
+    ],
+)
+def test_annotations_beside_the_images(tmp_path, splits, expected):
+    cfg = custom_config(make_flat_voc(tmp_path / "data", splits))
+    assert_usable(cfg, expected, ("cat", "dog", "emu"))
+    loaded = {split: load(cfg, split) for split in ("train", "val", "test")}
+    paths = {split: {one["img_path"] for one in items} for split, items in loaded.items()}
+    assert not paths["train"] & (paths["val"] | paths["test"])
+    for item in loaded["train"] + loaded["val"] + loaded["test"]:
+        names = [one.findtext("name") for one in ET.parse(Path(item["img_path"]).with_suffix(".xml")).iter("object")]
+        assert [("cat", "dog", "emu")[one["bbox_label"]] for one in item["instances"]] == names
+
+
+@pytest.mark.parametrize(
+    "splits, expected",
+    [
+        (dict(train=5, valid=3, test=4), dict(train=5, val=3, test=4)),
+        (dict(train=10, test=3), dict(train=9, val=1, test=3)),
+    ],
+)
+def test_a_coco_folder_of_roboflow(tmp_path, splits, expected):
+    root = make_roboflow(tmp_path / "data", splits)
+    cfg = custom_config(root)
+    assert_usable(cfg, expected, ("cat", "dog"))
+    assert cfg.test_evaluator.ann_file == str(root / "test/_annotations.coco.json")
+    stored = json.loads((root / "test/_annotations.coco.json").read_text())
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in stored["annotations"])]
+    assert [one["bbox"] for item in load(cfg, "test") for one in item["instances"]] == boxes
+
+
+@pytest.mark.parametrize(
+    "splits, folders, expected",
+    [
+        (dict(train=5, val=3), {}, dict(train=5, val=3, test=3)),
+        (dict(train=5, valid=3, test=2), dict(images="{}/images", labels="{}/labels"), dict(train=5, val=3, test=2)),
+        (dict(all=10), dict(images="images", labels="labels", names="classes.txt"), dict(train=9, val=1, test=1)),
+    ],
+    ids=["CVAT", "Roboflow", "Label Studio"],
+)
+def test_yolo_labels(tmp_path, splits, folders, expected):
+    pytest.importorskip("supervision")
+    drawn = make_yolo(tmp_path / "data", splits, **folders)
+    cfg = custom_config(tmp_path / "data")
+    assert_usable(cfg, expected, ("cat", "dog", "emu"))
+    seen = set()
+    for split in ("train", "val", "test"):
+        for item in load(cfg, split):
+            name = Path(item["img_path"]).name
+            labels, boxes = drawn[name]
+            seen.add(name)
+            assert [one["bbox_label"] for one in item["instances"]] == labels
+            given = np.array([one["bbox"] for one in item["instances"]]).reshape(-1, 4)
+            np.testing.assert_allclose(given, np.reshape(boxes, (-1, 4)), atol=1e-3)
+    assert seen == drawn.keys()
+
+
+def test_outlines_in_yolo_labels_are_no_crowds(tmp_path):
+    """The outline of two squares joined by a line is drawn in two parts."""
+    pytest.importorskip("supervision")
+    make_yolo(tmp_path / "data", dict(train=3, val=2))
+    outline = "0.1 0.1 0.3 0.1 0.3 0.3 0.6 0.6 0.8 0.6 0.8 0.8 0.6 0.8 0.6 0.6 0.3 0.3 0.1 0.3"
+    (tmp_path / "data/labels/val/val0.txt").write_text(f"0 {outline}\n")
+    [one] = load(custom_config(tmp_path / "data"), "val")[0]["instances"]
+    assert not one["ignore_flag"]
+    np.testing.assert_allclose(one["bbox"], np.array([0.1, 0.1, 0.8, 0.8]) * [128, 96, 128, 96], atol=1)
+
+
+def test_yolo_errors(tmp_path, monkeypatch):
+    pytest.importorskip("supervision")
+    make_yolo(tmp_path / "data", dict(train=3, val=2))
+    (tmp_path / "data/labels/val/val0.txt").write_text("0 0.5 oops 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"labels/val cannot be read: (\n|.)*val0\.txt"):
+        custom_config(tmp_path / "data")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if name != "supervision" else None)
+    with pytest.raises(DataError, match="pip install supervision"):
+        custom_config(tmp_path / "data")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco", "flat"])
+def test_images_in_no_list_are_told(tmp_path, layout):
+    if layout == "voc":
+        root = make_voc_folder(tmp_path / "data", dict(train=3, val=2))
+    elif layout == "coco":
+        root = make_coco(tmp_path / "data", dict(train2017=3, val2017=2), ("cat", "dog"), (1, 2), per_image=2)
+    else:
+        root = make_flat_voc(tmp_path / "data", {"": 10})
+    assert find_unlisted(custom_config(root)) == []
+    folder = root / dict(voc="JPEGImages", coco="train2017", flat=".")[layout]
+    one = next(folder.glob("*.jpg"))
+    for name in ("new1.jpg", "new2.png"):
+        shutil.copy(one, folder / name)
+    [line] = find_unlisted(custom_config(root))
+    assert line == f"2 images in {folder} are in no list and unused: new1.jpg, new2.png"
+
+
+def load(cfg: Config, split: str) -> list[dict]:
+    """Image path and annotations of every image of a split."""
+    dataset = DATASETS.build({**cfg[f"{split}_dataloader"].dataset, "pipeline": []})
+    return [dataset.get_data_info(index) for index in range(len(dataset))]
+
+
 def test_custom_classes_can_be_given(tmp_path):
     make_voc_folder(tmp_path, dict(train=3, val=2))
     cfg = custom_config(tmp_path, classes=["emu", "cat"])
@@ -637,7 +750,7 @@ def edit_box(root: Path, **values) -> None:
     "break_it, message",
     [
         (shutil.rmtree, r"not there: list of images .*ImageSets/Main/train.txt; images .*; annotations .*"),
-        (lambda root: shutil.rmtree(root / "JPEGImages"), "not there: images .*JPEGImages(\n|.)*one of two layouts"),
+        (lambda root: shutil.rmtree(root / "JPEGImages"), "not there: images .*JPEGImages(\n|.)*one of these layouts"),
         (lambda root: first(root).unlink(), r"1 annotated images are absent: .*000001.jpg"),
         (lambda root: [p.unlink() for p in (root / "JPEGImages").iterdir()], "6 annotated images are absent: .* and 1"),
         (lambda root: first(root, "Annotations").unlink(), "1 listed images have no annotation file: 000001.xml"),

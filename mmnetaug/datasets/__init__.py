@@ -1,7 +1,7 @@
 """Data sets and transforms that mmdet and mmpretrain lack, and the checks of the data before training."""
 
-from .check import check_data, check_dataset
-from .custom import fill_config, set_data_root
+from .check import check_data, check_dataset, find_unlisted
+from .custom import fill_config, set_classes, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
 from .report import DatasetReport
 from .voc import TrainOnDifficult, VOCLayoutDataset
@@ -15,5 +15,7 @@ __all__ = [
     "check_data",
     "check_dataset",
     "fill_config",
+    "find_unlisted",
+    "set_classes",
     "set_data_root",
 ]

@@ -18,14 +18,14 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmnetaug.config import as_list, type_name
+from mmnetaug.config import as_list, leaves, type_name
 from mmnetaug.errors import DataError
 from mmnetaug.terminal import Progress, abbreviate
 
 from .classification import few_images, find_faults
 from .coco import inspect_coco, read_coco
 from .report import DatasetReport, layouts
-from .voc import VOCLayoutDataset, inspect_voc
+from .voc import IMAGE_SUFFIXES, VOCLayoutDataset, inspect_voc, read_image_list
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half that number is decoded
 OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), only that sample is opened
@@ -85,6 +85,36 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
             )
     _raise_problems(reports)
     return reports
+
+
+def find_unlisted(cfg: Config) -> list[str]:
+    """Looks for images beside those of the data that no split lists; returns a line for each folder that has some.
+
+    Only for data whose splits :func:`fill_config` has found: published data sets have such images on purpose.
+
+    Args:
+        cfg: A whole config, whose data were checked.
+    """
+    if cfg.get("data_layout") in (None, "auto"):
+        return []
+    init_default_scope(cfg.get("default_scope") or "mmdet")
+    listed: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        for leaf in leaves(cfg[f"{split}_dataloader"].dataset) if cfg.get(f"{split}_dataloader") else ():
+            dataset = DATASETS.build({**leaf, "lazy_init": True, "pipeline": []})
+            if isinstance(dataset, VOCLayoutDataset):
+                folder, files = os.path.join(dataset.sub_data_root, dataset.img_subdir), dataset.image_names()
+                names = {files.get(name, name) for name in read_image_list(dataset.ann_file)}
+            else:
+                folder = dataset.data_prefix["img"]
+                names = {one.file_name for one in read_coco(dataset.ann_file).images}
+            listed.setdefault(os.path.normpath(folder), set()).update(names)
+    lines = []
+    for folder, names in listed.items():
+        images = {name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES)}
+        if unused := sorted(images - names):
+            lines.append(f"{len(unused)} images in {folder} are in no list and unused: {abbreviate(unused)}")
+    return lines
 
 
 def _find_evaluator_fault(evaluator: dict, dataset: dict) -> str | None:

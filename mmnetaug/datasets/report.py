@@ -16,6 +16,11 @@ VOC_LAYOUT = """    {root}/
 COCO_LAYOUT = """    {root}/
         annotations/         instances_train*.json and instances_val*.json
         train*/, val*/       the images"""
+EXPORTED_LAYOUTS = """    {root}/
+        train/, valid/, test/    _annotations.coco.json, or one XML file per image, beside the images
+    {root}/
+        data.yaml                YOLO: the classes; or classes.txt
+        images/train, labels/train; images/val, labels/val; or train/images, train/labels; ..."""
 VOC_SOURCE = """Pascal VOC 2007 and 2012 come from http://host.robots.ox.ac.uk/pascal/VOC/ : unpack
 VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar, so that there are VOC2007/ and
 VOC2012/ in the folder VOCdevkit, each with JPEGImages/, Annotations/ and ImageSets/Main/."""
@@ -26,8 +31,9 @@ annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotat
 def layouts(root: str | Path) -> str:
     """Describes how to lay out detection data below ``root``, for error messages."""
     return (
-        f"Detection data lies in one of two layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
-        f"or COCO:\n{COCO_LAYOUT.format(root=root)}"
+        f"Detection data lies in one of these layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
+        f"COCO:\n{COCO_LAYOUT.format(root=root)}\n"
+        f"or as labelling tools export it:\n{EXPORTED_LAYOUTS.format(root=root)}"
     )
 
 
