@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -318,6 +319,15 @@ def test_a_killed_training_ends_as_an_undisturbed_one(undisturbed, kills):
         # the best may be another, or two: MMEngine does not repeat a validation that was killed
         found = check_checkpoints(folder)
         assert found >= {name for name in check_checkpoints(undisturbed) if name.startswith("epoch")}
+        assert all(name.endswith("_tiny.pth") for name in found if name.startswith("best"))
+
+
+def test_of_the_best_checkpoint_the_twin_alone_is_kept(undisturbed):
+    [best] = (path.name for path in undisturbed.glob("best*"))
+    assert re.fullmatch(r"best_error_epoch_\d_tiny\.pth", best)
+    kept = torch.load(undisturbed / best, weights_only=True)["state_dict"]
+    epoch = torch.load(undisturbed / best.removeprefix("best_error_"), weights_only=True)["state_dict"]
+    assert kept.keys() == epoch.keys() and all(kept[name].equal(epoch[name]) for name in kept)
 
 
 def test_the_kills_hit_half_written_files(tmp_path):

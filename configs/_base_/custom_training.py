@@ -10,5 +10,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),  # as long however few the epochs
     dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True, begin=0, eta_min=0),
 ]
-default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="auto"), logger=dict(interval=10))
+default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1, save_best="auto"), logger=dict(interval=10))
 custom_hooks = [dict(type="mmnetaug.CPUTuningHook")]  # nothing on a GPU

@@ -66,4 +66,4 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=True, base_batch_size=64)  # so that fewer GPUs or images need no other learning rate
 
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=3, save_best="pascal_voc/mAP"))
+default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1, save_best="pascal_voc/mAP"))

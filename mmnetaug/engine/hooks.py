@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.models import SemiBaseDetector
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import is_distributed, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapperDict
@@ -150,6 +151,9 @@ class TinyCheckpointHook(CheckpointHook):
     A checkpoint written between accumulated gradients holds them, so that a resumed run equals one that was never
     stopped. With several processes they are lost, as MMEngine warns.
 
+    Of the best checkpoint (``save_best``) only the twin is kept, since training resumes from the last checkpoint; with
+    ``published_keys`` both are.
+
     Args:
         args: As of ``CheckpointHook``.
         kwargs: As of ``CheckpointHook``; checkpoints go to the local file system.
@@ -185,7 +189,8 @@ class TinyCheckpointHook(CheckpointHook):
         """On resume, writes a twin that a killed run left out and restores accumulated gradients."""
         super().before_train(runner)
         if runner._resume:
-            self._finish(runner, [find_last_checkpoint(Path(runner.work_dir)), *self._best()])
+            self._finish(runner, [find_last_checkpoint(Path(runner.work_dir))])
+            self._keep_twins(runner, list(Path(self.out_dir).glob("best_*[0-9].pth")))
         if not self._resumed_gradients:
             return
         parameters = _parameters(runner)
@@ -205,18 +210,31 @@ class TinyCheckpointHook(CheckpointHook):
         self._finish(runner, [self.last_ckpt])
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        before = self._best()
         super()._save_best_checkpoint(runner, metrics)
-        self._finish(runner, self._best())
+        self._keep_twins(runner, self._best())
+        if is_main_process():
+            for path in before - self._best():
+                tiny_path(path).unlink(missing_ok=True)
 
-    def _best(self) -> list[str | None]:
-        return [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
+    def _best(self) -> set[str]:
+        paths = [getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()]
+        return set(filter(None, paths))
+
+    @master_only
+    def _keep_twins(self, runner: Runner, saved: Iterable[str | Path]) -> None:
+        """Writes the twins of the best checkpoints, then removes these."""
+        self._finish(runner, saved)
+        if self.published_keys is None:
+            for path in map(Path, saved):
+                path.unlink(missing_ok=True)
 
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
         with trusted_load():  # this run's own
             super()._publish_model(runner, ckpt_path)
 
     @master_only
-    def _finish(self, runner: Runner, saved: list[str | None]) -> None:
+    def _finish(self, runner: Runner, saved: Iterable[str | Path | None]) -> None:
         """Writes twins that are missing or older than their checkpoints, then removes replaced checkpoints.
 
         A twin is made from its checkpoint's file, which holds the EMA copy if there is one, since a run may have been

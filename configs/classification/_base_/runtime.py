@@ -11,5 +11,5 @@ visualizer = dict(
 
 default_hooks = dict(
     train_accuracy=dict(type="mmnetaug.TrainAccuracyHook", images=10000),  # for learning curves
-    checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="accuracy/top1"),
+    checkpoint=dict(interval=5, max_keep_ckpts=1, save_best="accuracy/top1"),
 )
