@@ -175,3 +175,15 @@ def test_import_leaves_standard_output_alone():
         [sys.executable, "-c", "import mmnetaug"], cwd=root, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout) == (0, ""), run.stderr
+    assert "OneDL" not in run.stderr
+
+
+def test_what_an_import_prints_is_passed_on_without_the_notice(monkeypatch, capsys):
+    def noisy(name: str) -> None:
+        print("Could not import OneDL. Skipping OneDL datasets.\na real problem")
+        raise ImportError(name)
+
+    monkeypatch.setattr(environment.importlib, "import_module", noisy)
+    with pytest.raises(ImportError):
+        environment._import_mmdet()
+    assert capsys.readouterr() == ("", "a real problem\n")

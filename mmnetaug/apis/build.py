@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
 from mmnetaug.elastic import TraceError
 from mmnetaug.errors import UserError
+
+LISTS = ("System environment:", "Config:\n", "Hooks will be executed")
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -42,7 +47,23 @@ def build_runner(cfg: Config) -> Runner:
             if cfg.get(f"{split}_dataloader"):
                 cfg[f"{split}_dataloader"].setdefault("collate_fn", dict(type="default_collate"))
     with reported_as_user_error("this config cannot be set up"):
-        return Runner.from_cfg(cfg)
+        return TerseRunner.from_cfg(cfg)
+
+
+class TerseRunner(Runner):
+    """MMEngine's Runner, which writes what it lists at the start to the log file, and not to the terminal."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Builds the logger; see ``Runner``."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:  # not the file's, which is a subclass
+                handler.addFilter(_is_no_list)
+        return logger
+
+
+def _is_no_list(record: logging.LogRecord) -> bool:
+    return not record.getMessage().lstrip("\n-").startswith(LISTS)
 
 
 @contextlib.contextmanager
