@@ -9,20 +9,24 @@ from typing import Any
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.analysis.memory import kilobytes, measure_footprint, parse_bytes
 from mmnetaug.apis.build import build_model
-from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.cli import add_size_argument, config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.input_size import set_input_size, sets_size
 from mmnetaug.apis.preflight import inspect_network
-from mmnetaug.datasets import check_data
+from mmnetaug.datasets import check_data, find_unlisted
 from mmnetaug.errors import DataError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns its exit code: 1 if the network does not fit into the budget."""
     parser = config_parser(__doc__)
-    parser.add_argument("--input-shape", nargs=2, type=int, metavar=("H", "W"), help="in place of the config's")
+    add_size_argument(parser)
     parser.add_argument("--layers", action="store_true", help="print the table of layers")
     parser.add_argument("--sram", type=size_in_bytes, metavar="320KB", help="check whether the int8 network fits")
     parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="check whether the int8 weights fit")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
-    return run_tool(describe, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    args.misfits = []
+    return run_tool(describe, args) or int(bool(args.misfits))
 
 
 def size_in_bytes(text: str) -> int:
@@ -36,17 +40,20 @@ def size_in_bytes(text: str) -> int:
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Prints the report; returns its figures."""
     cfg = load_config(args)
-    reports, problem = [], None
+    reports, unlisted, problem = [], [], None
     try:
         fill_data(cfg, args)
         reports = check_data(cfg)
+        unlisted = find_unlisted(cfg)
     except DataError as error:  # a config can be described without its data
         problem = str(error)
+    if args.size and sets_size(cfg):
+        set_input_size(cfg, args.size, ("test",))
     model = build_model(cfg)
-    network = inspect_network(cfg, model, args.input_shape)
+    network = inspect_network(cfg, model, (args.size, args.size) if args.size else None)
     print(network)
     footprint = measure_footprint(model, network.cost.input_shape) if network.cost else None
-    misfits = footprint.misfits(args.sram, args.flash) if footprint else []
+    args.misfits = footprint.misfits(args.sram, args.flash) if footprint else []
     if footprint:
         print(footprint)
     if footprint and args.layers:
@@ -58,17 +65,17 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         if network.cost.not_counted:
             parts = ", ".join(network.cost.not_counted)
             raise UserError(f"whether this network fits cannot be told: {parts} not counted")
-        verdict = "does not fit" if misfits else "fits"
-        print("\n  ".join([f"budget: the network {verdict} into {' and '.join(budget)}", *misfits]))
-    for report in reports:
-        print(f"data: {report}")
+        verdict = "does not fit" if args.misfits else "fits"
+        print("\n  ".join([f"budget: the network {verdict} into {' and '.join(budget)}", *args.misfits]))
+    for line in (*reports, *unlisted):
+        print(f"data: {line}")
     if problem:
         print(f"data: not usable yet: {problem}")
     return {
         "config": args.config,
         **network.figures(),
         "footprint": footprint and footprint.figures(),
-        "misfits": misfits,
+        "misfits": args.misfits,
         "data": {report.name: {"images": report.images, "classes": list(report.classes)} for report in reports},
         "data_problem": problem,
     }

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.cli import add_size_argument, at_least_one, config_parser, fill_data, load_config, run_tool
 from mmnetaug.apis.evaluation import RawOutputs, build_tiny, calibration_images, evaluate, head_of, load_tiny
 from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.checkpoint import read_checkpoint
@@ -41,8 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--to", nargs="+", choices=FORMATS, default=FORMATS[:3], help="formats to write (default: all but tflite)"
     )
-    parser.add_argument("--size", type=int, help="height and width of the input, in place of the test pipeline's")
-    parser.add_argument("--calibration-images", type=int, default=200, help="training images to calibrate int8 with")
+    add_size_argument(parser)
+    parser.add_argument(
+        "--calibration-images", type=at_least_one, default=200, help="training images to calibrate int8 with"
+    )
     parser.add_argument("--max-drop", type=float, default=0.02, help="AP50 or top-1 that int8 may lose (default: 0.02)")
     parser.add_argument(
         "--tflite-python", metavar="PATH", help="interpreter of the environment with LiteRT's converter, for tflite"

@@ -25,7 +25,7 @@ from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.apis.build import reported_as_user_error
-from mmnetaug.apis.cli import load_test_config, run_tool
+from mmnetaug.apis.cli import at_least_one, load_test_config, run_tool
 from mmnetaug.apis.evaluation import build_tiny, evaluate, load_tiny
 from mmnetaug.apis.input_size import set_input_size
 from mmnetaug.checkpoint import find_last_checkpoint
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="X",
         help="LABEL CONFIG CHECKPOINT, once per network, the reference first; with --train LABEL CONFIG",
     )
-    parser.add_argument("--sizes", nargs="+", type=int, required=True, help="heights and widths of the input")
+    parser.add_argument("--sizes", nargs="+", type=at_least_one, required=True, help="heights and widths of the input")
     parser.add_argument(
         "--work-dir", required=True, help="folder of points, table and plot; finished points are reused"
     )

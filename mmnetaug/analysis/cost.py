@@ -111,6 +111,6 @@ def _pipeline_size(cfg: Config) -> tuple[int, int]:
     if size is None:
         raise ValueError(
             "the input size is not in this config: no transform of its test pipeline sets one (tools/describe.py "
-            "--input-shape H W counts at any)"
+            "--size N counts at any)"
         )
     return size[1], size[0]

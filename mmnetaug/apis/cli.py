@@ -21,6 +21,8 @@ from mmnetaug.datasets import fill_config
 from mmnetaug.errors import DataError, UserError
 from mmnetaug.files import STORAGE_ERRORS, replaced_when_done
 
+from .options import check_options
+
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 """Hooks that Runner.register_default_hooks omits if they are None."""
 
@@ -36,12 +38,36 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def at_least_one(text: str) -> int:
+    """An integer of 1 or more, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def add_size_argument(parser: argparse.ArgumentParser) -> None:
+    """``--size``, which means the same in every tool."""
+    parser.add_argument(
+        "--size",
+        type=at_least_one,
+        metavar="N",
+        help="height and width of the network's input, in place of the config's",
+    )
+
+
+def add_tflite_argument(parser: argparse.ArgumentParser) -> None:
+    """``--tflite-python``, of tools that run .tflite files."""
+    parser.add_argument(
+        "--tflite-python",
+        metavar="PATH",
+        help="interpreter of LiteRT's environment (docs/deploy.md), for .tflite; default: this one, if it has LiteRT",
+    )
+
+
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of tools that run MMEngine's Runner."""
     parser.add_argument("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<config name>)")
-    parser.add_argument(
-        "--size", type=int, metavar="N", help="height and width of the network's input, in place of the config's"
-    )
+    add_size_argument(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument(
         "--trust-checkpoint",
@@ -78,7 +104,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config of a tool's arguments and applies ``--cfg-options``, ``--work-dir`` and ``--launcher``.
 
     Raises:
-        UserError: There is no such file, the config is broken, or an option does not fit it.
+        UserError: There is no such file, the config is broken, or an option is misspelt or does not fit it.
     """
     path = find_config(args.config)
     try:
@@ -86,6 +112,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options or {})
     except Exception as error:  # a config is a program and may raise anything
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
+    check_options(cfg)
     hooks = cfg.get("default_hooks") or {}
     for name in [name for name, hook in hooks.items() if hook is None and name not in MMENGINE_HOOKS]:
         del hooks[name]  # default_hooks.NAME=None disables a hook; MMEngine supports that for its own only

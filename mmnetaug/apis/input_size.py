@@ -110,6 +110,11 @@ def _edges(transform: dict, key: str) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
+def sets_size(cfg: Config) -> bool:
+    """Whether the test pipeline sets the input size; that of CIFAR-10 leaves images as they are."""
+    return bool(_transforms_with_size(cfg, "test"))
+
+
 def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
     """Shape ``(1, C, H, W)`` of the network's input, by the test pipeline or, if that sets no size, as for CIFAR-10,
     by the first test image.
@@ -119,7 +124,7 @@ def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
     """
     size = None
     with reported_as_user_error("the size of the input is unknown"):
-        if not _transforms_with_size(cfg, "test"):
+        if not sets_size(cfg):
             init_default_scope(cfg.get("default_scope") or "mmengine")
             size = tuple(DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))[0]["inputs"].shape[-2:])
         return find_input_shape(cfg, model, size)
