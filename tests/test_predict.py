@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,10 +17,12 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from test_deploy import place  # noqa: F401  (a fixture)
+from test_tiny_detectors import TFLITE
 from test_tools import load_tool, run
 
 from mmnetaug.apis.build import build_model
 from mmnetaug.deploy.onnx import export_onnx
+from mmnetaug.deploy.tflite import convert_tflite
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,37 @@ def test_a_video_is_predicted_frame_by_frame(place, tmp_path, capsys):  # noqa: 
         assert picture.shape == frame.shape and np.abs(picture.astype(int) - frame).max() > 50  # boxes
 
 
+def test_a_camera_is_read_until_it_ends_or_ctrl_c(place, tmp_path, monkeypatch):  # noqa: F811
+    """A film takes the place of camera 0: all but the number is as with a camera."""
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
+    for shade in (0, 100, 200):
+        writer.write(np.full((64, 96, 3), shade, np.uint8))
+    writer.release()
+    real, infer, seen = cv2.VideoCapture, predict.infer, []
+
+    def stop_at_the_last(*args):
+        seen.append(args)
+        if len(seen) == 6:  # of the second run, the third
+            raise KeyboardInterrupt
+        return infer(*args)
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: real(str(tmp_path / "film.avi") if source == 0 else source))
+    monkeypatch.setattr(predict, "infer", stop_at_the_last)
+    monkeypatch.chdir(tmp_path)
+    args = [place / "plain.py", place / "tiny.pth", 0, "--data-root", place / "data", "--out-dir", tmp_path / "out"]
+    for frames in (3, 2):
+        assert run(predict, *args) == 0
+        images = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+        assert [image["file_name"] for image in images] == [f"0#{number}" for number in range(frames)]
+        assert real(str(tmp_path / "out/000001_0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == frames
+
+
+def test_no_such_camera_is_one_error(place, tmp_path, capsys):  # noqa: F811
+    args = [place / "plain.py", place / "tiny.pth", 97, "--data-root", place / "data", "--out-dir", tmp_path]
+    assert run(predict, *args) == 1
+    assert "error: 97 cannot be read: there is no such camera" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_one_error(place, tmp_path, capsys):  # noqa: F811
     assert run(predict, place / "plain.py", place / "tiny.pth", tmp_path) == 1
     assert f"no file, glob or folder {tmp_path}" in capsys.readouterr().err
@@ -111,20 +145,41 @@ def test_classification(place, tmp_path):  # noqa: F811
     assert len(list(tmp_path.glob("*.png"))) == len(rows) / 2
 
 
-def test_an_onnx_file_predicts_what_its_checkpoint_does(place, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    "suffix",
+    ["onnx", pytest.param("tflite", marks=pytest.mark.skipif(TFLITE is None, reason="TFLITE_PYTHON is not set"))],
+)
+def test_an_exported_file_predicts_what_its_checkpoint_does(place, tmp_path, suffix):  # noqa: F811
     config = Config.fromfile(place / "plain.py")
     model = build_model(config).eval()
     model.load_state_dict(torch.load(place / "tiny.pth", weights_only=True)["state_dict"])
-    export_onnx(model, (1, 3, 64, 64), tmp_path / "tiny.onnx")
+    for layer in model.bbox_head.convs_pred:
+        layer.weight.data *= 100  # else scores are nearly equal, and rounding decides on their order
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "tiny.pth")
+    exported = tmp_path / f"tiny.{suffix}"
+    if suffix == "onnx":
+        export_onnx(model, (1, 3, 64, 64), exported)
+    else:
+        images = [torch.rand(1, 3, 64, 64).numpy()]
+        convert_tflite(TFLITE, model, (1, 3, 64, 64), images, exported, tmp_path / "int8.tflite")
     image = next((place / "data").rglob("*.jpg"))
-    for name in ("tiny.pth", "tiny.onnx"):
-        weights = place / name if name == "tiny.pth" else tmp_path / name
-        args = [place / "plain.py", weights, image, "--data-root", place / "data", "--score-thr", "0"]
+    for name in ("tiny.pth", exported.name):
+        args = [place / "plain.py", tmp_path / name, image, "--data-root", place / "data", "--score-thr", "0"]
+        args += ["--tflite-python", TFLITE] if suffix == "tflite" else []
         assert run(predict, *args, "--out-dir", tmp_path / name[4:]) == 0
     one, two = (
-        json.loads((tmp_path / kind / "predictions.json").read_text())["annotations"] for kind in (".pth", ".onnx")
+        json.loads((tmp_path / kind / "predictions.json").read_text())["annotations"] for kind in (".pth", f".{suffix}")
     )
     assert one
     for a, b in zip(one, two, strict=True):
         assert a["category_id"] == b["category_id"]
         assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2) and a["score"] == pytest.approx(b["score"], abs=1e-4)
+
+
+def test_a_tflite_file_needs_litert(place, tmp_path, monkeypatch, capsys):  # noqa: F811
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if name != "ai_edge_litert" else None)
+    (tmp_path / "tiny.tflite").touch()
+    args = [place / "plain.py", tmp_path / "tiny.tflite", 0, "--data-root", place / "data"]
+    assert run(predict, *args) == 1
+    assert "LiteRT, which is not installed here: see --tflite-python" in capsys.readouterr().err

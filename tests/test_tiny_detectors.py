@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -230,11 +231,12 @@ def test_from_photos_to_detections(tmp_path):
     options += [f"{split}_dataloader.persistent_workers=False" for split in ("train", "val")]
     options += ["train_dataloader.batch_size=2"]
     assert run(train, config, *data, "--size", 64, "--work-dir", tmp_path / "work", *options) == 0
-    photo = next((tmp_path / "data/JPEGImages").iterdir())
-    args = [config, tmp_path / "work/epoch_1_tiny.pth", photo, *data, "--size", 64, "--score-thr", 0]
+    assert run(describe, config, *data, "--json", tmp_path / "figures.json") == 0
+    assert json.loads(Path(tmp_path / "figures.json").read_text())["input_shape"] == [1, 3, 160, 160]
+    photo = next((tmp_path / "data/JPEGImages").iterdir()).rename(tmp_path / "photo.jpg")
+    shutil.rmtree(tmp_path / "data")  # the checkpoint knows the classes
+    args = [config, tmp_path / "work/epoch_1_tiny.pth", photo, "--size", 64, "--score-thr", 0]
     assert run(predict, *args, "--out-dir", tmp_path / "out") == 0
     [picture] = (tmp_path / "out").glob("*.png")
     assert cv2.imread(str(picture)).shape == cv2.imread(str(photo)).shape
     assert json.loads((tmp_path / "out/predictions.json").read_text())["categories"][0]["name"] == CLASSES[0]
-    assert run(describe, config, *data, "--json", tmp_path / "figures.json") == 0
-    assert json.loads(Path(tmp_path / "figures.json").read_text())["input_shape"] == [1, 3, 160, 160]

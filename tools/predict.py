@@ -1,8 +1,9 @@
-"""Run a checkpoint, or an exported .onnx file, on images and videos: writes them annotated, COCO JSON and CSV."""
+"""Run a checkpoint or an exported file on images, videos or a camera: writes them annotated, COCO JSON and CSV."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import glob
 import itertools
@@ -25,16 +26,25 @@ from torch import nn
 
 import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.apis.build import build_model
-from mmnetaug.apis.cli import config_parser, lies_in, load_test_config, run_tool
-from mmnetaug.apis.evaluation import replace_network, without_netaug
+from mmnetaug.apis.cli import (
+    add_size_argument,
+    add_tflite_argument,
+    config_parser,
+    fill_data,
+    lies_in,
+    load_config,
+    run_tool,
+)
+from mmnetaug.apis.evaluation import exported_network, replace_network, without_netaug
 from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.apis.preflight import check_classes, check_weights
 from mmnetaug.config import first_pipeline, leaves, type_name
-from mmnetaug.deploy.onnx import OnnxNetwork
+from mmnetaug.datasets import set_classes
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 from mmnetaug.models.tensor_mode import is_detector
 from mmnetaug.terminal import Progress
+from mmnetaug.visualization import detection_visualizer, draw_detections
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
@@ -43,11 +53,14 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code: 1 if any input failed."""
     parser = config_parser(__doc__)
-    parser.add_argument("checkpoint", help="checkpoint of the config, or an .onnx file of tools/export.py")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder of them, or glob")
+    parser.add_argument("checkpoint", help="checkpoint of the config, or an .onnx or .tflite file of tools/export.py")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder of them, glob, or number of a camera, from 0"
+    )
     parser.add_argument("--out-dir", default="predictions", help="where results go (default: ./predictions)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
-    parser.add_argument("--size", type=int, metavar="N", help="height and width of the network's input")
+    add_size_argument(parser)
+    add_tflite_argument(parser)
     parser.add_argument("--trust-checkpoint", action="store_true", help="let the checkpoint run code when loaded")
     parser.add_argument("--json", metavar="PATH", help="also write a summary there; - is standard output, alone")
     args = parser.parse_args(argv)
@@ -58,12 +71,21 @@ def main(argv: list[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """Predicts every input; returns the number of images and the inputs that failed."""
     paths = [path for item in args.inputs for path in find_inputs(item)]
-    cfg = load_test_config(args, args.config)
+    cfg = load_config(args)
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{args.config} has no test_dataloader")
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     init_default_scope(cfg.get("default_scope") or "mmdet")
+    with contextlib.ExitStack() as stack:
+        return predict_inputs(args, cfg, paths, *open_network(args, cfg, stack))
+
+
+def predict_inputs(
+    args: argparse.Namespace, cfg: Config, paths: list[Path], model: nn.Module, classes: list[str]
+) -> dict[str, Any]:
+    """Predicts every input by a network whose classes have these names."""
     out = Path(args.out_dir)
-    model, classes = open_network(args, cfg)
     transforms = first_pipeline(cfg.test_dataloader.dataset) or []
     # images are read here and have no annotations
     pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
@@ -77,7 +99,7 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
 
     for number, path in enumerate(paths, 1):
         try:
-            if path.suffix.lower() in VIDEOS:
+            if is_camera(path) or path.suffix.lower() in VIDEOS:
                 draw_video(path, out / f"{number:06}_{path.stem}.mp4", draw)
             else:
                 image = read_image(path)
@@ -107,28 +129,44 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
+def is_camera(path: Path) -> bool:
+    """Whether an input is the number of a camera; a file of that name comes first."""
+    return str(path).isdecimal() and not path.is_file()
+
+
 def count_images(path: Path) -> int:
-    """The number of frames of a video, as its header says; 1 for an image."""
+    """The number of frames of a video, as its header says; 1 for an image or a camera."""
     return max(1, mmcv.VideoReader(str(path)).frame_cnt) if path.suffix.lower() in VIDEOS else 1
 
 
 def draw_video(path: Path, target: Path, draw: Callable[[np.ndarray, str], np.ndarray]) -> None:
-    """Predicts a video frame by frame, and writes an annotated one of the same size and rate."""
-    video = mmcv.VideoReader(str(path))
-    frame = video.read()
-    if frame is None:
-        raise UnreadableError("it is no video that OpenCV can read")
+    """Predicts a video or the pictures of a camera, and writes an annotated video of the same size and rate.
+
+    A camera is read until it gives no more pictures or Ctrl-C is pressed.
+    """
+    video = cv2.VideoCapture(int(str(path)) if is_camera(path) else str(path))
+    read, frame = video.read()
+    if not read:
+        what = "there is no such camera" if is_camera(path) else "it is no video that OpenCV can read"
+        raise UnreadableError(what)
     size = frame.shape[1::-1]
+    rate = video.get(cv2.CAP_PROP_FPS) or 25
+    if is_camera(path):
+        print("reading the camera: Ctrl-C ends it and writes the results", file=sys.stderr)
     with replaced_when_done(target) as temporary:
-        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), video.fps or 25, size)
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
         try:
             for number in itertools.count():
-                if frame is None:
+                if not read:
                     break
                 writer.write(cv2.resize(draw(frame, f"{path}#{number}"), size))
-                frame = video.read()
+                read, frame = video.read()
+        except KeyboardInterrupt:
+            if not is_camera(path):
+                raise
         finally:
             writer.release()
+            video.release()
 
 
 class Results:
@@ -145,25 +183,22 @@ class Results:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.rows: list[list[Any]] = []
-        kind = "mmdet.DetLocalVisualizer" if detects else "mmpretrain.UniversalVisualizer"
-        self.visualizer = VISUALIZERS.build(dict(type=kind, name="predict"))
-        self.visualizer.dataset_meta = dict(classes=classes)
+        if detects:
+            self.visualizer = detection_visualizer("predict", classes)
+        else:
+            self.visualizer = VISUALIZERS.build(dict(type="mmpretrain.UniversalVisualizer", name="predict"))
 
     def add(self, sample: Any, image: np.ndarray, file: str) -> np.ndarray:
         """Adds the data sample of an image (H, W, 3), BGR, and returns the annotated image."""
         height, width = image.shape[:2]
         self.images.append(dict(id=len(self.images) + 1, file_name=file, height=height, width=width))
-        rgb = mmcv.bgr2rgb(image)
         if self.detects:
-            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.threshold]
+            picture, sample = draw_detections(self.visualizer, image, sample, self.threshold)
             self._add_detections(sample.pred_instances.numpy(), file)
-            edges = torch.tensor([width, height, width, height])  # Matplotlib zooms out to show boxes beyond the image
-            sample.pred_instances.bboxes = sample.pred_instances.bboxes.clamp(edges * 0, edges)
-            self.visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=-1)
-        else:
-            for label in sample.pred_score.topk(min(5, len(self.classes))).indices.tolist():
-                self.rows.append([file, self.classes[label], float(sample.pred_score[label])])
-            self.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
+            return picture
+        for label in sample.pred_score.topk(min(5, len(self.classes))).indices.tolist():
+            self.rows.append([file, self.classes[label], float(sample.pred_score[label])])
+        self.visualizer.visualize_cls(mmcv.bgr2rgb(image), sample, classes=self.classes, draw_gt=False)
         return mmcv.rgb2bgr(self.visualizer.get_image())
 
     def _add_detections(self, found: Any, file: str) -> None:
@@ -189,6 +224,8 @@ class Results:
 
 def find_inputs(item: str) -> list[Path]:
     """Finds the images and videos of an argument. Raises UserError if there are none."""
+    if is_camera(Path(item)):
+        return [Path(item)]
     if Path(item).is_dir():
         found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in (*IMAGES, *VIDEOS))
     else:
@@ -201,24 +238,35 @@ def find_inputs(item: str) -> list[Path]:
     return found
 
 
-def open_network(args: argparse.Namespace, cfg: Config) -> tuple[nn.Module, list[str]]:
-    """Builds the network for inference; returns it and its class names."""
+def open_network(args: argparse.Namespace, cfg: Config, stack: contextlib.ExitStack) -> tuple[nn.Module, list[str]]:
+    """Builds the network for inference, until the stack is closed; returns it and its class names.
+
+    A config that takes its classes from the data gets those of the checkpoint, so that the data need not be there.
+    """
+    exported = args.checkpoint.endswith((".onnx", ".tflite"))
+    checkpoint = {}
+    if not exported:
+        trusted = args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
+        checkpoint = args.checkpoints.read(args.checkpoint, trusted)
+    trained = list((checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes") or ())
+    if cfg.get("data_layout") == "auto" and trained and not args.data_root:
+        set_classes(cfg, trained)
+    else:
+        fill_data(cfg, args)
     dataset = cfg.test_dataloader.dataset
     classes = list((next(leaves(dataset)).get("metainfo") or {}).get("classes") or ())
-    if args.checkpoint.endswith(".onnx"):
+    if exported:
         cfg.model = without_netaug(cfg.model)
         model = build_model(cfg)
         shape = shape_of_images(cfg, model)
-        replace_network(model, OnnxNetwork(args.checkpoint, shape), shape[2:])
+        network = stack.enter_context(exported_network(args.checkpoint, shape, args.tflite_python))
+        replace_network(model, network, shape[2:])
     else:
-        checkpoint = args.checkpoints.read(
-            args.checkpoint, args.trust_checkpoint or lies_in(args.checkpoint, cfg.work_dir)
-        )
         model = build_model(cfg)
         check_weights(model, checkpoint, args.checkpoint, complete=True)
         check_classes(checkpoint, classes, args.checkpoint)
         load_checkpoint(model, args.checkpoint, map_location="cpu")  # as read and checked above
-        classes = classes or list((checkpoint.get("meta", {}).get("dataset_meta") or {}).get("classes") or ())
+        classes = classes or trained
     if not classes:  # by the data set's type or folders
         try:
             classes = list(DATASETS.build(dataset).metainfo.get("classes") or ())

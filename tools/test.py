@@ -14,6 +14,7 @@ import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.apis.build import build_runner
 from mmnetaug.apis.cli import (
     add_runner_arguments,
+    add_tflite_argument,
     config_parser,
     fill_data,
     is_main_process,
@@ -21,13 +22,11 @@ from mmnetaug.apis.cli import (
     load_config,
     run_tool,
 )
-from mmnetaug.apis.evaluation import replace_network, without_netaug
+from mmnetaug.apis.evaluation import exported_network, replace_network, without_netaug
 from mmnetaug.apis.input_size import set_input_size, shape_of_images
 from mmnetaug.apis.preflight import check_classes, check_weights
 from mmnetaug.config import as_list, type_name
 from mmnetaug.datasets import check_data
-from mmnetaug.deploy.onnx import OnnxNetwork
-from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     add_runner_arguments(parser)
     parser.add_argument("--out", metavar="PATH.pkl", help="save all predictions to this file")
     parser.add_argument("--show-dir", metavar="PATH", help="save all test images with their predictions to this folder")
-    parser.add_argument("--tflite-python", metavar="PATH", help="interpreter of LiteRT's environment, for .tflite")
+    add_tflite_argument(parser)
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there; - is standard output, alone")
     return run_tool(test, parser.parse_args(argv))
 
@@ -82,7 +81,7 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         model = unwrapped(runner.model)
         if exported:
             shape = shape_of_images(cfg, model)
-            network = stack.enter_context(open_exported(args, shape))
+            network = stack.enter_context(exported_network(args.checkpoint, shape, args.tflite_python))
             replace_network(model, network, shape[2:])
             line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
         else:
@@ -94,15 +93,6 @@ def test(args: argparse.Namespace) -> dict[str, Any]:
         runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
         metrics = runner.test()
     return {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
-
-
-def open_exported(args: argparse.Namespace, shape: tuple[int, ...]) -> contextlib.AbstractContextManager:
-    """Opens an exported file for inference."""
-    if args.checkpoint.endswith(".onnx"):
-        return contextlib.nullcontext(OnnxNetwork(args.checkpoint, shape))
-    if not args.tflite_python:
-        raise UserError("a .tflite file is tested with --tflite-python, see docs/deploy.md")
-    return TFLiteNetwork(args.tflite_python, args.checkpoint)
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

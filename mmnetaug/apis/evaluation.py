@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any
@@ -19,6 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.config import as_list, first_pipeline, type_name, with_pipeline
+from mmnetaug.deploy.onnx import OnnxNetwork
+from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
@@ -171,6 +176,27 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
         if key in metrics:
             return name, float(metrics[key]) * factor
     raise UserError(f"none of the metrics {', '.join(metrics)} is AP50 or top-1: set test_evaluator in the config")
+
+
+@contextlib.contextmanager
+def exported_network(path: str, shape: tuple[int, ...], tflite_python: str | None) -> Iterator[RawOutputs]:
+    """Opens a file of ``tools/export.py`` for inference.
+
+    Args:
+        path: An ``.onnx`` or ``.tflite`` file.
+        shape: ``(1, C, H, W)`` of its input.
+        tflite_python: Interpreter of LiteRT's environment; by default this one, if LiteRT is installed here.
+
+    Raises:
+        UserError: It cannot be run.
+    """
+    if path.endswith(".onnx"):
+        yield OnnxNetwork(path, shape)
+        return
+    if not tflite_python and not importlib.util.find_spec("ai_edge_litert"):
+        raise UserError("a .tflite file is run by LiteRT, which is not installed here: see --tflite-python")
+    with TFLiteNetwork(tflite_python or sys.executable, path) as network:
+        yield network
 
 
 def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) -> None:
