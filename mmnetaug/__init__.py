@@ -9,6 +9,7 @@ environment.check()
 
 from . import datasets, demo, models
 from .engine import (
+    BestPictureHook,
     ChannelSortHook,
     CPUTuningHook,
     NetAugAmpOptimWrapper,
@@ -22,6 +23,7 @@ from .version import __version__
 from .visualization import TensorboardIfInstalled
 
 __all__ = [
+    "BestPictureHook",
     "CPUTuningHook",
     "ChannelSortHook",
     "NetAug",

@@ -13,6 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from data_fixtures import make_class_folders, make_voc_folder
@@ -20,9 +21,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from networks import build_pair, detector_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmnetaug.apis.cli import add_runner_arguments, config_parser, load_config
+from mmnetaug.apis.cli import add_runner_arguments, config_parser, load_config, shipped_configs
 from mmnetaug.apis.evaluation import load_tiny
+from mmnetaug.apis.options import check_options
 from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
 from mmnetaug.apis.schedule import set_epochs
 from mmnetaug.elastic import ChannelGroup, ElasticSpace
@@ -178,6 +181,35 @@ def test_input_sizes_are_set_and_tests_leave_the_config_of_training_alone(place,
     assert "is from plain training" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_what_a_user_sees_of_a_training(place, tmp_path, capfd):
+    """Its findings on the terminal and the rest in the log; curves, a picture of the best and its twin alone."""
+    options = ["--cfg-options", "default_hooks.checkpoint.save_best=auto", "train_cfg.val_interval=1"]
+    args = [place / "plain.py", "--data-root", place / "data", "--work-dir", tmp_path, "--epochs", 1, "--tensorboard"]
+    assert run(train, *args, *options) == 0
+    shown = capfd.readouterr().out
+    [log] = tmp_path.glob("*/*.log")
+    for text in ("System environment:", "Config:\n", "Hooks will be executed"):
+        assert text in log.read_text() and text not in shown
+    assert "preflight:" in shown and "Saving checkpoint at 1 epochs" in shown
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] > cv2.imread(str(tmp_path / "curves.png")).shape[0] * 2
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"epoch_1.pth", "epoch_1_tiny.pth", "best_pascal_voc_mAP_epoch_1_tiny.pth"}
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.*"))))
+    events.Reload()
+    [image] = events.Images("best")
+    picture = cv2.imread(str(tmp_path / "best.png"))
+    assert (image.height, image.width) == picture.shape[:2]
+    assert "loss" in events.Tags()["scalars"]
+
+
+def test_a_backend_that_is_not_installed_is_one_error(place, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if name != "wandb" else None)
+    assert run(train, place / "plain.py", "--data-root", place / "data", "--work-dir", tmp_path, "--wandb") == 1
+    assert "--wandb needs the package wandb: pip install wandb" in capsys.readouterr().err
+
+
 def test_epochs_scale_the_schedules_that_count_them():
     cfg = Config.fromfile(REPO / "configs/yolov3_mbv3_w035_voc.py")
     [warm_up, steps] = cfg.param_scheduler
@@ -188,8 +220,14 @@ def test_epochs_scale_the_schedules_that_count_them():
     assert not warm_up.by_epoch and warm_up == before
     with pytest.raises(UserError, match="counts epochs"):
         set_epochs(Config(dict(train_cfg=dict(by_epoch=False, max_iters=100))), 10)
-    with pytest.raises(UserError, match="1 or more"):
-        set_epochs(cfg, 0)
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--size"])
+@pytest.mark.parametrize("value", [0, -4])
+def test_counts_below_one_are_one_error(option, value, capsys):
+    with pytest.raises(SystemExit):
+        run(train, "config.py", option, value)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"argument {option}: must be 1 or more, got {value}")
 
 
 @pytest.mark.slow
@@ -307,13 +345,19 @@ def test_the_tiny_checkpoint_is_the_elastic_one_at_base_width(place, trained, tm
 
 
 def test_describe_a_plain_config_without_data(place, tmp_path, capsys):
-    args = ["--data-root", tmp_path / "absent", "--input-shape", 96, 32, "--json", tmp_path / "a/b.json"]
+    args = ["--data-root", tmp_path / "absent", "--size", 96, "--json", tmp_path / "a/b.json"]
     assert run(describe, place / "plain.py", *args) == 0
     text = capsys.readouterr().out
     assert "NetAug: off" in text and "data: not usable yet" in text
     figures = json.loads((tmp_path / "a/b.json").read_text())
-    assert figures["groups"] == [] and figures["input_shape"] == [1, 3, 96, 32] and figures["macs"] > 0
+    assert figures["groups"] == [] and figures["input_shape"] == [1, 3, 96, 96] and figures["macs"] > 0
     assert "absent" in figures["data_problem"]
+
+
+@pytest.mark.parametrize(("budget", "code"), [(["--flash", "1KB"], 1), (["--flash", "999MB", "--sram", "999MB"], 0)])
+def test_describe_fails_where_the_network_exceeds_the_budget(place, budget, code, capsys):
+    assert run(describe, place / "plain.py", "--size", 64, *budget) == code
+    assert ("does not fit" in capsys.readouterr().out) == bool(code)
 
 
 def test_held_groups_are_listed_with_their_reason():
@@ -461,6 +505,35 @@ def test_broken_configs(place, capsys, config, options, message):
     (place / "misspelt.py").write_text("model = dic()")
     assert run(describe, place / config, *options) == 1
     assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("train_cfg.max_epoch=3", "train_cfg.max_epoch is no option of EpochBasedTrainLoop: did you mean max_epochs?"),
+        ("optim_wrapper.optimzer=1", "optim_wrapper.optimzer is no option of .*OptimWrapper: did you mean optimizer?"),
+        ("optim_wrapper.optimizer.momentun=1", "optim_wrapper.optimizer.momentun is .* did you mean momentum?"),
+        ("model.backbone.dept=18", "model.backbone.dept is no option of ResNet: did you mean depth?"),
+        ("default_hooks.logger.intervall=1", "default_hooks.logger.intervall is .* did you mean interval?"),
+        ("default_hooks.checkpoint.max_keep_ckpt=1", "default_hooks.checkpoint.* did you mean max_keep_ckpts?"),
+        ("train_dataloader.batchsize=1", "train_dataloader.batchsize is .* did you mean batch_size?"),
+        ("train_dataloader.dataset.filter_cf=1", r"dataset.filter_cf is .*VOCLayoutDataset: did you mean filter_cfg?"),
+        ("train_dataloder.batch_size=1", "train_dataloder is no part of a config: did you mean train_dataloader?"),
+    ],
+)
+def test_a_misspelt_option_is_one_line(place, capsys, option, message):
+    assert run(describe, place / "plain.py", "--data-root", place / "data", "--cfg-options", option) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: .*{message[:-1]}.*", line)
+
+
+def test_configs_have_no_misspelt_option():
+    """Ours, and some of mmdet and mmpretrain with many parts."""
+    stock = ["mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py", "mmdet::detr/detr_r50_8xb2-150e_coco.py"]
+    stock += ["mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py", "mmpretrain::resnet/resnet50_8xb32_in1k.py"]
+    configs = [Config.fromfile(path) for path in shipped_configs().values()]
+    for cfg in configs + [Config.fromstring(f"_base_ = {name!r}", ".py") for name in stock]:
+        check_options(cfg)
 
 
 def build(config: dict) -> torch.nn.Module:

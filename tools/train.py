@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.apis.build import build_runner
 from mmnetaug.apis.cli import (
     add_runner_arguments,
+    at_least_one,
     config_parser,
     fill_data,
     is_main_process,
@@ -25,6 +27,7 @@ from mmnetaug.apis.cli import (
     load_config,
     run_tool,
 )
+from mmnetaug.apis.curves import plot_run
 from mmnetaug.apis.input_size import set_input_size
 from mmnetaug.apis.preflight import (
     check_classes,
@@ -36,11 +39,19 @@ from mmnetaug.apis.preflight import (
 )
 from mmnetaug.apis.schedule import set_epochs
 from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
-from mmnetaug.config import type_name
-from mmnetaug.datasets import check_data
+from mmnetaug.config import as_list, type_name
+from mmnetaug.datasets import check_data, find_unlisted
+from mmnetaug.engine import BestPictureHook
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.files import only_writer
+from mmnetaug.models.tensor_mode import is_detector
+
+BACKENDS = {
+    "tensorboard": ("TensorboardVisBackend", "TensorBoard"),
+    "wandb": ("WandbVisBackend", "Weights & Biases"),
+}
+"""Package and option -> type of the backend, its name."""
 
 AMP_TWINS = {"OptimWrapper": "AmpOptimWrapper", "NetAugOptimWrapper": "mmnetaug.NetAugAmpOptimWrapper"}
 
@@ -61,8 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="accept checkpoints (load_from, init_cfg) that lack layers of this network: those start anew",
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="train for N epochs; schedules by epochs are scaled")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images per step and GPU")
+    parser.add_argument(
+        "--epochs", type=at_least_one, metavar="N", help="train for N epochs; schedules by epochs are scaled"
+    )
+    parser.add_argument("--batch-size", type=at_least_one, metavar="N", help="images per step and GPU")
+    for name, (_, what) in BACKENDS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"also log to {what}, by MMEngine's backend")
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU); NetAug stays on")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size, by the config's base"
@@ -95,8 +110,12 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         use_scaled_lr(cfg)
+    for package in BACKENDS:
+        if getattr(args, package):
+            log_to(cfg, package)
     use_tiny_checkpoints(cfg)
     reports = check_data(cfg) if is_main_process() else []
+    unlisted = find_unlisted(cfg) if is_main_process() else []
 
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
@@ -106,10 +125,14 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
         *check_pretrained(model, args.checkpoints, args.trust_checkpoint, args.allow_partial),
         *check_start(cfg, model, args, classes),
     ]
-    lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {report}" for report in reports)]
+    lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {line}" for line in (*reports, *unlisted))]
     runner.logger.info("preflight:\n" + "\n".join(lines))
     runner.register_hook(ForgetCheckpoints(args.checkpoints))
+    if is_detector(model) and cfg.get("val_dataloader"):
+        runner.register_hook(BestPictureHook())
     runner.train()
+    if is_main_process() and (curves := plot_run(Path(cfg.work_dir))):
+        runner.logger.info(f"learning curves: {curves}")
 
 
 class ForgetCheckpoints(Hook):
@@ -154,6 +177,20 @@ def check_start(cfg: Config, model: nn.Module, args: argparse.Namespace, classes
             "weights with --cfg-options load_from=..."
         )
     return [line]
+
+
+def log_to(cfg: Config, package: str) -> None:
+    """Adds a visualisation backend of MMEngine, whose package must be installed."""
+    if not importlib.util.find_spec(package):
+        raise UserError(f"--{package} needs the package {package}: pip install {package}")
+    kind = BACKENDS[package][0]
+    visualizer = dict(cfg.get("visualizer") or dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]))
+    given = as_list(visualizer.get("vis_backends"))
+    if kind not in map(type_name, given):
+        others = [
+            backend for backend in given if (type_name(backend), package) != ("TensorboardIfInstalled", "tensorboard")
+        ]
+        cfg.visualizer = {**visualizer, "vis_backends": [*others, dict(type=kind)]}
 
 
 def use_amp(cfg: Config) -> None:

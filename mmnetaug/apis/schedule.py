@@ -22,8 +22,6 @@ def set_epochs(cfg: Config, epochs: int) -> None:
     Raises:
         UserError: The config's training counts iterations.
     """
-    if epochs < 1:
-        raise UserError(f"--epochs must be 1 or more, got {epochs}")
     before = cfg.train_cfg.get("max_epochs")
     if before is None:
         raise UserError("--epochs needs a config whose training counts epochs (train_cfg.max_epochs)")

@@ -1,11 +1,13 @@
 """The NetAug training step and the hooks around it."""
 
+from .best_picture import BestPictureHook
 from .cpu_tuning import CPUTuningHook
 from .hooks import ChannelSortHook, NetAugScheduleHook, TinyCheckpointHook
 from .optim_wrapper import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from .train_accuracy import TrainAccuracyHook
 
 __all__ = [
+    "BestPictureHook",
     "CPUTuningHook",
     "ChannelSortHook",
     "NetAugAmpOptimWrapper",
