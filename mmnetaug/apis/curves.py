@@ -79,7 +79,7 @@ def plot_run(work_dir: Path) -> Path | None:
         return None
     figure, panels = new_figure(len(curves))
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
-        axes.plot(list(curve), list(curve.values()), "-" if name == "loss" else "o-")
+        axes.plot(list(curve), list(curve.values()), ".-" if name == "loss" else "o-")
         # as MMEngine counts them: training by iterations, validation by epochs where there are any
         axes.set(title=name, xlabel="iteration" if name == "loss" else "epoch, or iteration of training without epochs")
     save_figure(figure, work_dir / "curves.png")
