@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 
 import mmnetaug  # noqa: F401  (before torchvision: it declares the operators that some builds lack)
-from mmnetaug.elastic import Elastic, make_elastic
+from mmnetaug.elastic import Elastic, NotUnderstood, make_elastic, register_rule
 from mmnetaug.elastic.graph.rules import RULES
 
 PAGE = (Path(__file__).parents[1] / "docs/torch.md").read_text(encoding="utf-8")
-TRAINING, RULE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TRAINING, OPERATOR, RULE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_a_torchvision_network_is_trained_and_its_tiny_checkpoint_is_stock(tmp_path, monkeypatch):
@@ -40,26 +41,46 @@ def test_a_torchvision_network_is_trained_and_its_tiny_checkpoint_is_stock(tmp_p
     )
 
 
-@torch.library.custom_op("mmnetaug_test::my_activation", mutates_args=())
-def my_activation(x: torch.Tensor) -> torch.Tensor:
-    return x.sigmoid()
-
-
-my_activation.register_fake(torch.empty_like)
-
-
 class Activation(nn.Module):
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return my_activation(x)
+        return self.function(x)
 
 
-def widths(shape: tuple[int, ...] = (3, 8, 8)) -> list[str]:
-    network = nn.Sequential(nn.Conv2d(3, 16, 1), Activation(), nn.Conv2d(16, 4, 1))
-    return str(make_elastic(network, lambda model, x: [model(x)], shape, [1, 2], [1, 2])).splitlines()
+def elastic_with(function: Callable) -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), Activation(function), nn.Conv2d(16, 4, 1))
+    make_elastic(network, lambda model, x: [model(x)], (3, 8, 8), [1, 2], [1, 2])
+    return network
 
 
 def test_an_operator_gets_a_rule(monkeypatch):
     monkeypatch.setitem(RULES, "my_activation", None)  # removed from the table when the test ends
-    assert widths()[0] == "0: width, held at 16: my_activation in 1 is not understood"
+    scope = {}
+    exec(compile(OPERATOR, "torch.md", "exec", dont_inherit=True), scope)  # annotations as they are written
+    group, _ = elastic_with(scope["my_activation"]).elastic.groups
+    assert str(group) == "0: width, held at 16: my_activation in 1 is not understood"
     exec(RULE, {})
-    assert widths()[0] == "0: width, [16, 32]"
+    network = elastic_with(scope["my_activation"])
+    group, _ = network.elastic.groups
+    assert str(group) == "0: width, [16, 32]"
+    image = torch.randn(2, 3, 8, 8)
+    with network.elastic.at(network.elastic.largest()):
+        network(image).square().sum().backward()
+        expected = torch.autograd.grad(
+            network[2](network[0](image) ** 3).square().sum(), network[0].stored("weight")
+        )  # without the operator
+    torch.testing.assert_close(network[0].stored("weight").grad, *expected)
+
+
+def test_a_rule_goes_before_the_tag_of_elementwise_operators(monkeypatch):
+    monkeypatch.setitem(RULES, "erf", None)
+
+    @register_rule("erf")
+    def refuse(reader, result, x):
+        raise NotUnderstood("an own rule")
+
+    group, _ = elastic_with(torch.erf).elastic.groups
+    assert group.held_reason == "an own rule"

@@ -142,7 +142,7 @@ class NormByHand(Net):
 
     def middle(self, x: Tensor) -> Tensor:
         y = x.view(x.shape[0], 16, -1)
-        return self.body((y - y.mean(-1, keepdim=True)).view_as(x))
+        return self.body((y - y.mean(-1, keepdim=True)).reshape_as(x))
 
 
 class Values(Net):
@@ -198,7 +198,7 @@ class Common(Net):
     def middle(self, x: Tensor) -> Tensor:
         x = self.drop(self.norm(self.body(x)))
         gate = x.amax(1, keepdim=True).sigmoid()
-        return (x.flip(3) * gate.expand_as(x)).swapaxes(2, 3) + torch.full_like(x, 0.5)
+        return (x.flip(3) * gate.expand_as(x)).transpose(2, 3) + 0.5
 
 
 class Layer(nn.Module):
@@ -387,7 +387,7 @@ class Scaled(Net):
 
     def middle(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        x = self.body(x[:, :c] / 16 + torch.full_like(x, 0.5))
+        x = self.body(x[:, :c] / 16 + 0.5)
         a, b = x[:, : c // 2], x[:, -(c // 2) :]
         return torch.cat([a, b.reshape(n, c // 2, h * w).unflatten(2, (h, w))], 1).expand(n, c, h, w)
 

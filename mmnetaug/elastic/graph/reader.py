@@ -88,7 +88,7 @@ class Reader:
         results = pytree.tree_map_only(Ref, lambda ref: Value(ref.shape), step.results)
         where = f"{step.name} in {step.module or 'the network'}"
         elementwise = torch.Tag.pointwise in getattr(_functional(step.target), "tags", ())
-        rule = pointwise if elementwise and step.name != "prelu" else RULES.get(step.name)
+        rule = RULES.get(step.name, pointwise if elementwise else None)
         sources = values_in(args, kwargs)
         if not any(value.dims for value in sources):
             return results

@@ -21,7 +21,7 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 """The rule of each operator, by its name without overload and trailing underscore.
 
-Elementwise operators need none; rules for those that PyTorch tags as pointwise are not used.
+Operators that PyTorch tags as pointwise need none.
 """
 
 
@@ -35,7 +35,7 @@ def register_rule(*operators: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@register_rule("conv1d", "conv2d", "conv3d")
+@register_rule("conv2d")
 def convolution(
     reader: Reader, out: Value, x: Value, w: Value, bias: Value | None = None, *settings: Any, groups: int = 1
 ) -> Value:
@@ -69,7 +69,7 @@ def convolution(
     return Value(out.shape, {channel: made}, pooled=x.pooled)
 
 
-@register_rule("conv_transpose1d", "conv_transpose2d")
+@register_rule("conv_transpose2d")
 def transposed_convolution(
     reader: Reader, out: Value, x: Value, w: Value, bias: Value | None = None, *settings: Any
 ) -> Value:
@@ -139,7 +139,7 @@ def prelu(reader: Reader, out: Value, x: Value, weight: Value) -> Value:
     return Value(out.shape, x.dims, pooled=x.pooled)
 
 
-@register_rule("hardswish", "log_sigmoid", "rsub", "where", "masked_fill")
+@register_rule("hardswish", "where", "masked_fill")
 def pointwise(reader: Reader, out: Value, *args: Any, **kwargs: Any) -> Value:
     """Elementwise operators, with operands broadcast from the last dimension."""
     operands = values_in(args, kwargs)
@@ -160,13 +160,11 @@ def pointwise(reader: Reader, out: Value, *args: Any, **kwargs: Any) -> Value:
     return Value(out.shape, dims, pooled=bool(operands) and all(v.pooled or v.parameter for v in operands))
 
 
-@register_rule("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
-@register_rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-@register_rule("contiguous", "clone", "alias", "detach", "dropout", "_to_copy", "to", "type_as")
-@register_rule("zeros_like", "ones_like", "full_like", "softmax", "log_softmax")
-@register_rule("feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+@register_rule("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+@register_rule("upsample_nearest2d", "upsample_bilinear2d", "pad")
+@register_rule("contiguous", "clone", "alias", "detach", "to", "type_as", "softmax", "dropout", "feature_dropout")
 def keep(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """Operators that keep the order of dimensions and do not mix channels (pooling, resizing)."""
+    """Operators that keep the order of dimensions and the number of channels (pooling, resizing, padding)."""
     if isinstance(out, list | tuple):
         return [keep(reader, item, x) for item in out]
     for dim in x.dims:
@@ -185,16 +183,10 @@ def flip(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
     return Value(out.shape, x.dims, pooled=x.pooled)
 
 
-@register_rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
-def pad(reader: Reader, out: Value, x: Value, padding: list[int], *args: Any) -> Value:
-    for dim in x.dims:
-        if out.shape[dim] != x.shape[dim]:
-            raise NotUnderstood("channels are padded")
-    return Value(out.shape, x.dims, pooled=x.pooled)
-
-
-@register_rule("mean", "sum", "amax", "amin", "var", "std", "max", "min")
-def reduce(reader: Reader, out: Value, x: Value, dim: list[int] | int | None = None, *args: Any, **kwargs: Any) -> Any:
+@register_rule("mean", "sum", "amax", "max", "var")
+def reduce(reader: Reader, out: Value, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(dim, Value):  # the larger of two tensors
+        return pointwise(reader, out, x, dim)
     if isinstance(out, list | tuple):
         return [reduce(reader, item, x, dim) for item in out]
     gone = range(len(x.shape)) if dim in (None, []) else [d % len(x.shape) for d in flat(dim)]
@@ -249,7 +241,7 @@ def permute(reader: Reader, out: Value, x: Value, order: list[int]) -> Value:
     return Value(out.shape, {order.index(d): layout for d, layout in x.dims.items()}, pooled=x.pooled)
 
 
-@register_rule("transpose", "swapaxes", "swapdims")
+@register_rule("transpose")
 def transpose(reader: Reader, out: Value, x: Value, a: int, b: int) -> Value:
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]
@@ -263,8 +255,7 @@ def attention(reader: Reader, out: Value, q: Value, k: Value, v: Value, *args: A
     return matmul(reader, out, matmul(reader, scores, q, turned), v)
 
 
-@register_rule("view", "view_as", "reshape", "reshape_as", "_unsafe_view", "flatten", "unflatten")
-@register_rule("squeeze", "unsqueeze")
+@register_rule("view", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
 def reshape(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
     """Dimensions stay, or channels are folded with fixed dimensions in front of them, or unfolded.
 
@@ -322,7 +313,7 @@ def matmul(reader: Reader, out: Value, x: Value, y: Value) -> Value:
     return Value(out.shape, dims)
 
 
-@register_rule("expand", "broadcast_to")
+@register_rule("expand")
 def expand(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Value:
     shift = len(out.shape) - len(x.shape)
     return Value(out.shape, {d + shift: layout for d, layout in x.dims.items()}, pooled=x.pooled)
