@@ -67,6 +67,10 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint at all: copy it again"
         ) from error
+    return _checked(checkpoint, path)
+
+
+def _checked(checkpoint: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
     return checkpoint
@@ -91,9 +95,7 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
         raise CheckpointError(_PICKLED.format(path)) from error
     except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: a misspelt name after torchvision://
         raise CheckpointError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
-    return checkpoint
+    return _checked(checkpoint, path)
 
 
 class ReadOnce(contextlib.AbstractContextManager):

@@ -17,6 +17,11 @@ def type_name(config: Mapping[str, Any]) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
+def with_preprocessor(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of a model's config that holds this data preprocessor, unless it has one."""
+    return {"data_preprocessor": preprocessor, **model} if preprocessor else dict(model)
+
+
 def leaves(dataset: dict) -> Iterator[dict]:
     """Yields the configs of the data sets inside of wrappers, in order."""
     parts = [dataset["dataset"]] if dataset.get("dataset") else dataset.get("datasets") or []

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnetaug.config import with_preprocessor
 from mmnetaug.elastic import TraceError
 from mmnetaug.errors import UserError
 
@@ -28,9 +29,7 @@ def build_model(cfg: Config) -> nn.Module:
     init_default_scope(cfg.get("default_scope") or "mmengine")
     if not cfg.get("model"):
         raise UserError("this config has no model")
-    model = dict(cfg.model)
-    if cfg.get("data_preprocessor"):
-        model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    model = with_preprocessor(cfg.model, cfg.get("data_preprocessor"))
     with reported_as_user_error("the model of this config cannot be built"):
         return MODELS.build(model)
 

@@ -28,6 +28,7 @@ from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
+from mmnetaug.models import DistilledClassifier
 from mmnetaug.models.tensor_mode import dense_heads, image_channels, is_detector, untraced_readers
 from mmnetaug.terminal import Progress
 
@@ -47,11 +48,13 @@ HEADLINES = {
 }
 
 
-OF_THE_TEACHER = ("teacher", "teacher_checkpoint", "temperature", "weight")
-"""Arguments of ``DistilledClassifier`` that ``ImageClassifier`` lacks."""
+def _own_arguments(kind: type) -> list[str]:
+    """Arguments that a class adds to those of its base, to which it passes all others on."""
+    return [name for name, of in signature(kind).parameters.items() if of.kind == of.KEYWORD_ONLY]
 
-OF_THE_PASS = [name for name, of in signature(NetAugOptimWrapper).parameters.items() if of.kind == of.KEYWORD_ONLY]
-"""Arguments of ``NetAugOptimWrapper`` that ``OptimWrapper`` lacks."""
+
+OF_THE_TEACHER = _own_arguments(DistilledClassifier)
+OF_THE_PASS = _own_arguments(NetAugOptimWrapper)
 
 
 def load_tiny(

@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config import as_list
-from ..errors import UserError
+from mmnetaug.config import as_list
+from mmnetaug.errors import UserError
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:

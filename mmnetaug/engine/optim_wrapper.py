@@ -1,13 +1,13 @@
 """The NetAug step: an optimizer wrapper that adds an augmented pass to every training step.
 
-One step on images x with annotations y (paper section 3.2, equation 3):
+One step on images x with annotations y, weights W and a learning rate lr (paper section 3.2, equation 3):
 
-    widths = sample(seed, iteration)               # the same on all ranks and after a resume
-    z' = model(x) at widths                        # augmented pass
-    backward(α · loss(z', y))                      # skipped if the loss is not finite
-    z = model(x)                                   # base pass: the tiny network
-    backward((1 − λ) · loss(z, y) + λ · D(z, z'))  # λ = 0 without distillation; z' is detached
-    optimizer.step()                               # on the sum of both gradients
+    draw widths w from the seed and the iteration   # the same on all ranks and after a resume
+    z' ← network of widths w on x                   # augmented pass
+    g' ← gradient of α · L(z', y)                   # none if the loss is not finite
+    z ← tiny network on x                           # base pass
+    g ← gradient of (1 − λ) · L(z, y) + λ · D(z, z')   # λ = 0 without distillation; z' is detached
+    W ← W − lr · (g + g')                           # or what another optimizer makes of the sum
 
 The augmented pass runs in a forward pre-hook of the model, just before the base pass, so that its outputs can be
 distilled. Only one of the two autograd graphs is in memory at a time.
@@ -294,14 +294,15 @@ class NetAugStep(Mixin):
         Augmented gradients that are not finite are dropped; in float16 the loss scaler skips the whole step.
         """
         parameters = self._parameters()
-        if self._clips_apart():
-            self._clip_each(self.clip_grad_kwargs)
+        norm = self._clip_each(self.clip_grad_kwargs) if self._clips_apart() else None
         augmented = [gradient for gradient in self._other_gradients if gradient is not None]
         if not augmented:
             return
-        if not self._scales_losses() and not torch.nn.utils.get_total_norm(augmented).isfinite():
-            self._count_skipped()
-            return
+        if not self._scales_losses():
+            norm = torch.nn.utils.get_total_norm(augmented) if norm is None else norm
+            if not norm.isfinite():
+                self._count_skipped()
+                return
         self._skipped_in_a_row = 0
         if self.surgery is not None:
             pairs = zip((parameter.grad for parameter in parameters), self._other_gradients, strict=True)
@@ -319,8 +320,12 @@ class NetAugStep(Mixin):
         scaler = getattr(self, "loss_scaler", None)
         return scaler is not None and scaler.is_enabled()
 
-    def _clip_each(self, settings: dict[str, Any]) -> None:
-        """Clips the gradients of the two passes separately and logs their norms."""
+    def _clip_each(self, settings: dict[str, Any]) -> Tensor | None:
+        """Clips the gradients of the two passes separately and logs their norms.
+
+        Returns:
+            The norm of the augmented gradient before clipping; None when clipping by value.
+        """
         scaler = getattr(self, "loss_scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
         settings = {
@@ -333,15 +338,20 @@ class NetAugStep(Mixin):
             settings["clip_value"] = math.inf  # clipped infinities are finite: the scaler would not skip the step
         for name in ("", "_aug"):
             with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-            size = self.clip_func(with_gradient, **settings) if with_gradient else None
-            if size is not None:  # None when clipping by value
-                self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(size) / scale)
+            norm = self.clip_func(with_gradient, **settings) if with_gradient else None
+            if norm is not None:
+                self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(norm) / scale)
             self._swap_gradients()
+        return norm
 
 
 @OPTIM_WRAPPERS.register_module()
 class NetAugOptimWrapper(NetAugStep, OptimWrapper):
     """MMEngine's ``OptimWrapper`` with NetAug's augmented pass.
+
+    An augmented pass whose loss is not finite is skipped. A finite loss whose gradient is not finite is caught only
+    where the two gradients are kept apart (``clip_grad`` without ``clip_together``, or ``surgery``). Elsewhere both
+    passes add to one gradient, which then spoils the weights, as it would in plain training.
 
     Args:
         alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmnetaug.checkpoint import pretrained
+from mmnetaug.config import with_preprocessor
 from mmnetaug.registry import MODELS
 
 
@@ -135,9 +136,7 @@ def _build_teacher(config: dict | str, checkpoint: str | None) -> nn.Module:
             raise ValueError(f"the teacher's config cannot be read: {error}") from error
         if not cfg.get("model"):
             raise ValueError(f"the teacher's config {config} has no model")
-        config = dict(cfg.model)
-        if cfg.get("data_preprocessor"):
-            config.setdefault("data_preprocessor", cfg.data_preprocessor)
+        config = with_preprocessor(cfg.model, cfg.get("data_preprocessor"))
     config = dict(config)
     if checkpoint is not None:
         config["init_cfg"] = dict(type="Pretrained", checkpoint=checkpoint)

@@ -21,6 +21,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmnetaug.checkpoint import pretrained
+from mmnetaug.config import with_preprocessor
 from mmnetaug.elastic import Elastic, TraceError, fill_new_channels, make_elastic, tiny_storage
 from mmnetaug.registry import MODELS
 
@@ -66,10 +67,7 @@ def NetAug(
     """
     if init not in ("preserving", "authors"):
         raise ValueError(f"init is 'preserving' or 'authors', not {init!r}")
-    config = dict(model)
-    if data_preprocessor is not None:
-        config.setdefault("data_preprocessor", data_preprocessor)
-    built = ROOT_MODELS.build(config)
+    built = ROOT_MODELS.build(with_preprocessor(model, data_preprocessor))
     if isinstance(built, SemiBaseDetector):
         raise ValueError(
             f"{type(built).__name__} holds a detector twice, as student and as teacher: wrap the config of its "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmnetaug.config import with_preprocessor
 from mmnetaug.registry import MODELS
 
 from .tinyml import InvertedBottleneck
@@ -52,10 +53,7 @@ def TinyTL(
     Raises:
         ValueError: The backbone has no inverted bottlenecks, or convolutions of a custom class.
     """
-    config = dict(model)
-    if data_preprocessor is not None:
-        config.setdefault("data_preprocessor", data_preprocessor)
-    classifier = ROOT_MODELS.build(config)
+    classifier = ROOT_MODELS.build(with_preprocessor(model, data_preprocessor))
     backbone = classifier.backbone
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad = name.endswith("bias")
