@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,12 @@ from hypothesis import HealthCheck, settings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
+from torch import Tensor, nn
 
 import mmnetaug  # noqa: F401  # registers everything that configs name
+from mmnetaug.elastic import ElasticSpace, make
+from mmnetaug.elastic.graph.structure import Trace
+from mmnetaug.elastic.plan import Plan
 
 torch.set_num_threads(1)
 
@@ -24,9 +31,16 @@ settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs files with many slow tests first, so that no process works on one alone at the end."""
+    """Runs the longest files first, so that no process works on one alone at the end."""
+    longest = ["test_installed.py", "test_elastic.py"]  # few tests, or few that are marked slow
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.name not in longest, -slow[item.path]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_collected_quickly() -> None:
+    """MMEngine has garbage collected for every data set that it builds: 0.2 s for what is imported, exempted here."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,19 +51,57 @@ def configs_are_written_as_they_are() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def equal_networks_are_traced_once() -> Iterator[None]:
+    """Tracing a detector takes seconds, and many tests build the same one by ``NetAug``: once for each process."""
+    known: dict[tuple, tuple[Trace, list[str | None]]] = {}
+    trace, hold_what_differs = make.trace, make.hold_what_differs
+
+    def make_elastic(model: nn.Module, forward: Callable, **settings: Any) -> ElasticSpace:
+        key = (structure_of(model), forward.__qualname__, repr(settings))
+        found = known[key][0] if key in known else None
+
+        def trace_once(*args: Any) -> Trace:
+            nonlocal found
+            found = found or trace(*args)
+            return dataclasses.replace(found, channels=copy.deepcopy(found.channels))  # the rest is only read
+
+        def hold_once(model: nn.Module, forward: Callable, image: Tensor, space: ElasticSpace, plan: Plan) -> None:
+            if key not in known:
+                hold_what_differs(model, forward, image, space, plan)
+                if not found.boxes:  # which are modules of this model
+                    known[key] = found, [group.held_reason for group in space.groups]
+            else:
+                for group, reason in zip(space.groups, known[key][1], strict=True):
+                    group.held_reason = reason
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(make, "trace", trace_once)
+            patch.setattr(make, "hold_what_differs", hold_once)
+            return make.make_elastic(model, forward, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmnetaug.models.netaug.make_elastic", make_elastic)
+        patch.setattr("torch.fx.config.do_not_emit_stack_traces", True)  # a tenth of the time of an export
+        yield
+
+
+def structure_of(model: nn.Module) -> tuple[str, str]:
+    """What a trace can depend on: the classes and settings of all modules, and all shapes."""
+    plain = (bool, int, float, str, tuple, list, dict, type(None))
+    modules = [
+        (type(module), {k: v for k, v in vars(module).items() if k[0] != "_" and isinstance(v, plain)})
+        for module in model.modules()
+    ]
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return repr(modules), repr([(name, tensor.shape, tensor.requires_grad) for name, tensor in tensors])
+
+
 @pytest.fixture(autouse=True)
 def one_run_per_process(monkeypatch) -> None:
     """MMEngine keeps what a run logs and draws with by the run's name, whose time stamp is the same for a second."""
     for kind in (Visualizer, MMLogger, MessageHub):
         monkeypatch.setattr(kind, "_instance_dict", type(kind._instance_dict)())
-
-
-@pytest.fixture(scope="module")
-def quick_garbage_collection() -> Iterator[None]:
-    """Exempts what is imported from garbage collection, which MMEngine runs for every data set that it builds."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -28,10 +28,13 @@ class BoxedNoise(BaseDataset):
         return dict(inputs=(one["inputs"][0] * 255).to(torch.uint8), data_samples=one["data_samples"][0])
 
 
+NETWORK = "resnet18"
+
+
 @functools.cache
 def traced() -> nn.Module:
     """The model of all runs, not initialised: tracing takes longer than a run."""
-    config = dict(type="mmnetaug.NetAug", model=detector_config("mobilenet_v3"), width=[1, 1.5], expand=[1, 1.5])
+    config = dict(type="mmnetaug.NetAug", model=detector_config(NETWORK), width=[1, 1.5], expand=[1, 1.5])
     with DefaultScope.overwrite_default_scope("mmdet"):
         return MODELS.build(ConfigDict(config))
 

@@ -25,7 +25,7 @@ def train(elastic: torch.nn.Module, data: dict, steps: int, type_: str = "NetAug
 
 def test_an_augmented_pass_every_other_iteration():
     """The iteration between is plain: it is the plain network's own step."""
-    elastic, plain = build_pair(detector_config("mobilenet_v2"), torch.float64)
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
     data, other = batch(dtype=torch.float64), copy.deepcopy(elastic)
     train(elastic, data, 1)
     network = plain_at(elastic, plain, elastic.elastic.base())
@@ -38,7 +38,7 @@ def test_an_augmented_pass_every_other_iteration():
 
 def test_iterations_of_one_step_are_alike():
     """Accumulated over two iterations, in every other step: under DDP the last iteration synchronises for both."""
-    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    elastic, _ = build_pair(detector_config("resnet18"))
     passes = []
     elastic.register_forward_pre_hook(lambda *args: passes.append(elastic.elastic.groups[0].width))
     elastic.elastic.sample = lambda *args: elastic.elastic.largest()
@@ -48,7 +48,7 @@ def test_iterations_of_one_step_are_alike():
 
 
 def test_an_augmented_pass_on_a_part_of_the_batch():
-    elastic, plain = build_pair(detector_config("mobilenet_v2"), torch.float64)
+    elastic, plain = build_pair(detector_config("resnet18"), torch.float64)
     data = batch(4, dtype=torch.float64)
     half = {key: value[:2] for key, value in data.items()}
     expected = {name: parameter.detach().clone() for name, parameter in elastic.named_parameters()}
@@ -84,7 +84,7 @@ def test_a_part_of_the_batch_is_cut_from_images_and_annotations_alone():
 
 
 def test_a_repeated_factor_is_sampled_more_often():
-    elastic, _ = build_pair(detector_config("mobilenet_v2"), width=[1, 1, 1, 2], expand=[1])
+    elastic, _ = build_pair(detector_config("resnet18"), width=[1, 1, 1, 2], expand=[1])
     group = elastic.elastic.groups[0]
     sampled = [elastic.elastic.sample(0, iteration)[0] for iteration in range(400)]
     assert sampled.count(group.base_width) / 400 == pytest.approx(0.75, abs=0.06)
@@ -93,6 +93,6 @@ def test_a_repeated_factor_is_sampled_more_often():
 @pytest.mark.parametrize("wrapper", ["NetAugOptimWrapper", "NetAugAmpOptimWrapper"])
 @pytest.mark.parametrize("settings", [{"interval": 0}, {"share": 0}, {"share": 1.5}])
 def test_nonsense_is_refused(wrapper, settings):
-    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    elastic, _ = build_pair(detector_config("resnet18"))
     with pytest.raises(ValueError, match=next(iter(settings))):
         train(elastic, batch(), 0, wrapper, **settings)

@@ -24,7 +24,6 @@ def test_every_registered_backbone_is_covered_or_left_out_for_a_reason():
     [
         ("mmdet.ResNet", "50-dcn", 0.9),  # deformable convolutions: held
         ("mmdet.ResNet", "50-gn", 1),
-        ("mmdet.ResNet", "50-dilated", 1),
         ("mmdet.ResNeXt", "", 1),  # grouped convolutions
         ("mmdet.TridentResNet", "", 1),  # other branches in training
         ("mmpretrain.ConvNeXt", "v2", 1),  # layer norm, layer scale

@@ -43,7 +43,7 @@ from mmnetaug.datasets import check_data, check_dataset, fill_config, find_unlis
 from mmnetaug.demo import digits
 from mmnetaug.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("quick_garbage_collection", "mmdet_scope")
+pytestmark = pytest.mark.usefixtures("mmdet_scope")
 CONFIGS = Path(__file__).parents[1] / "configs/_base_"
 
 

@@ -269,15 +269,6 @@ def test_raw_outputs_are_decoded_as_the_network_s_own(place):
         assert torch.equal(one.pred_instances[key], two.pred_instances[key])
 
 
-def test_an_onnx_file_of_another_network(place, exported, tmp_path, capsys):
-    cfg = Config.fromfile(place / "plain.py")
-    cfg.model.bbox_head.num_classes += 1
-    deploy_onnx.export_onnx(build_model(cfg).eval(), (1, 3, 64, 64), tmp_path / "other.onnx")
-    args = ["--data-root", place / "data", "--work-dir", tmp_path]
-    assert run(test, place / "plain.py", tmp_path / "other.onnx", *args) == 1
-    assert re.search(r"^error: that is another network: it returns arrays of shapes", capsys.readouterr().err, re.M)
-
-
 def test_classifiers_export_at_another_size(place, tmp_path):
     args = ["--out", tmp_path, "--size", 32, "--to", "onnx", "--json", tmp_path / "figures.json"]
     assert run(export, place / "classifier.py", place / "classifier.pth", *args) == 0

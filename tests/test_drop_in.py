@@ -13,8 +13,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from mmengine.utils import get_installed_path
 from mmpretrain.structures import DataSample
+from stock import config_path, made_quick, without_downloads
+from test_library_checks import BOXES, build, check_classifier, check_detector
 
 from mmnetaug.models.tensor_mode import tensor_forward
 
@@ -34,6 +35,8 @@ CONFIGS = [
 ]
 DISTILLED = ("rtmdet", "retinanet", "faster_rcnn", "mobilenet_v2/mobilenet-v2", "yolo/")
 """Those of them that are also distilled in place, by one more setting."""
+CHECKED = ("ssdlite", "yolox", "retinanet", "faster_rcnn", "resnet18", "efficientnet")
+"""Those that are also checked as MMDetection and MMPretrain check their own models."""
 SIZE = 128
 
 TWO_CHANGES = """
@@ -72,28 +75,12 @@ class RandomScenes(BaseDataset):
         return dict(inputs=image, data_samples=sample)
 
 
-def fewer_layers(model: Config) -> None:
-    """Swaps a ResNet-50 for a ResNet-18, which the neck and head treat alike and which takes a third of the time."""
-    if model.backbone.type == "ResNet" and model.backbone.depth == 50:
-        model.backbone.depth = 18
-        model.neck.in_channels = [64, 128, 256, 512]
-
-
-def without_downloads(model: Config) -> Config:
-    """The same model config without the weights that would come over the network."""
-    for part in model.values():
-        if isinstance(part, dict):
-            part.pop("init_cfg", None)
-            without_downloads(part)
-    return model
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("base", CONFIGS, ids=lambda name: name.rpartition("/")[2])
 def test_two_changes_are_enough(base, tmp_path):
     (tmp_path / "mine.py").write_text(TWO_CHANGES.format(base=base))
     config = Config.fromfile(tmp_path / "mine.py")
-    fewer_layers(without_downloads(config.model.model))
+    made_quick(without_downloads(config.model.model))
     distilled = any(name in base for name in DISTILLED)
     if distilled:
         config.optim_wrapper.distill = dict()
@@ -129,7 +116,7 @@ def test_two_changes_are_enough(base, tmp_path):
     with DefaultScope.overwrite_default_scope(scope):
         if "data_preprocessor" in untouched:
             untouched.model.setdefault("data_preprocessor", untouched.data_preprocessor)
-        fewer_layers(without_downloads(untouched.model))
+        made_quick(without_downloads(untouched.model))
         stock = MODELS.build(untouched.model)
     tiny = torch.load(tmp_path / "iter_2_tiny.pth", weights_only=True)
     stock.load_state_dict(tiny["state_dict"], strict=True)
@@ -144,6 +131,22 @@ def test_two_changes_are_enough(base, tmp_path):
             assert_same(predicted(one), predicted(other))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "base",
+    [base for base in CONFIGS if any(name in base for name in CHECKED)],
+    ids=lambda name: name.rpartition("/")[2],
+)
+def test_losses_predictions_and_raw_outputs(base):
+    """Of the networks above, which are therefore not traced again."""
+    model = build(base)
+    if base.startswith("mmpretrain"):
+        check_classifier(model)
+    else:
+        for boxes in BOXES:
+            check_detector(model, boxes)
+
+
 def predicted(sample: DetDataSample | DataSample) -> dict:
     """What a model predicts for one image."""
     instances = sample.pred_instances if isinstance(sample, DetDataSample) else sample
@@ -155,9 +158,3 @@ def assert_same(ours: dict, theirs: dict) -> None:
     assert found
     for key in found:
         assert torch.equal(ours[key], theirs[key])
-
-
-def config_path(name: str) -> str:
-    """File of a config named as in ``_base_``."""
-    package, _, relative = name.partition("::")
-    return f"{get_installed_path(package)}/.mim/configs/{relative}"

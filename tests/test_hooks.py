@@ -18,7 +18,7 @@ def test_statistics_can_be_reestimated():
     """By MMPretrain's PreciseBNHook, which replaces the buffers: those of the tiny network alone."""
     from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats  # after mmnetaug, in spawned processes too
 
-    elastic, plain = build_pair(detector_config("mobilenet_v3"))
+    elastic, plain = build_pair(detector_config("resnet18"))
     elastic.elastic.driven = True
     plain.load_state_dict(base_state_dict(elastic), strict=True)
     shapes = {name: buffer.shape for name, buffer in elastic.state_dict().items()}

@@ -1,7 +1,8 @@
-"""The wheel: its command works in a folder that holds nothing, without the repository."""
+"""The wheel: its command and ``docs/quick_start.ipynb`` work in a folder that holds nothing, without the repository."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -9,9 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import nbformat
+import onnx
 import pytest
-from data_fixtures import make_voc_folder
+import torch
 from mmengine.config import Config
+from nbclient import NotebookClient
 
 from mmnetaug.apis.cli import find_config
 from mmnetaug.errors import UserError
@@ -51,27 +56,45 @@ def command(installed: Path, folder: Path, *args: object) -> str:
     return run.stdout
 
 
+FEW = "SCENES = {'train': 16, 'test': 4}\n%env EPOCHS=1"  # as someone in a hurry would edit it; nothing is learnt
+
+
 @pytest.mark.slow
-def test_describe_train_and_test_by_the_names_of_configs(installed, tmp_path):
-    """``describe`` prints JSON alone. Its figures are the paper's network with our head: 345 M MACs on VOC at 416."""
-    data, folder = make_voc_folder(tmp_path / "data", dict(train=4, test=2)), tmp_path / "empty"
+def test_the_quick_start_runs_from_top_to_bottom(installed, tmp_path, monkeypatch):
+    """It describes, trains, tests, predicts and exports by the names of configs, and leaves behind what it promises."""
+    notebook = nbformat.read(REPO / "docs/quick_start.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells), "stored with outputs"
+    [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    cell.source = FEW
+    monkeypatch.setenv("PATH", os.pathsep.join([str(installed / "bin"), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    folder = tmp_path / "empty"
     folder.mkdir()
-    figures = json.loads(command(installed, folder, "describe", "yolov3_mbv3_w035_netaug_voc", "--json", "-"))
-    assert figures["config"] == "yolov3_mbv3_w035_netaug_voc"
-    assert figures["macs"] == pytest.approx(345e6, rel=0.01)
-    assert figures["input_shape"] == [1, 3, 416, 416]
-    assert figures["params"] == 895345
-    stem = figures["groups"][0]
-    assert stem == dict(name="backbone.stem.conv", role="width", base_width=8, widths=[8, 16, 24], held_reason=None)
-    options = ["--data-root", data, "--size", 64]
-    short = ["--cfg-options", "train_cfg.max_epochs=1", "param_scheduler=None"]
-    for split in ("train", "val"):
-        short += [f"{split}_dataloader.num_workers=0", f"{split}_dataloader.persistent_workers=False"]
-    command(installed, folder, "train", "yolov3_mbv3_w035_netaug_custom", *options, *short)
-    [tiny] = folder.glob("work_dirs/yolov3_mbv3_w035_netaug_custom/epoch_1_tiny.pth")
-    tested = json.loads(command(installed, folder, "test", "yolov3_mbv3_w035_custom", tiny, *options, "--json", "-"))
-    assert 0 <= tested["metrics"]["pascal_voc/mAP"] <= 1
-    assert {path.name for path in folder.iterdir()} == {"work_dirs"}
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+
+    tiny = torch.load(folder / "run/epoch_1_tiny.pth", weights_only=True)["state_dict"]
+    exported = torch.load(folder / "export/epoch_1_tiny.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(exported[name], value) for name, value in tiny.items())
+    onnx.checker.check_model(str(folder / "export/epoch_1_tiny.onnx"))
+    assert cv2.imread(str(folder / "predictions/000001_test_00000.png")).shape[:2] == (160, 160)
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    assert 0 <= metrics["pascal_voc/mAP"] <= 1
+    with open(folder / "predictions/predictions.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["file", "class", "score", "x", "y", "width", "height"]
+    shown = [kind for cell in notebook.cells for out in cell.get("outputs", ()) for kind in out.get("data", {})]
+    assert [kind for kind in shown if kind.startswith("image/")] == ["image/jpeg", "image/png"]
+    assert {path.name for path in folder.iterdir()} == {"data", "run", "metrics.json", "predictions", "export"}
+
+
+@pytest.mark.slow
+def test_describe_prints_json_alone(installed, tmp_path):
+    """Its figures are the paper's network with our head: 345 M MACs on VOC at 416."""
+    figures = json.loads(command(installed, tmp_path, "describe", "yolov3_mbv3_w035_voc", "--json", "-"))
+    assert figures["config"] == "yolov3_mbv3_w035_voc" and figures["input_shape"] == [1, 3, 416, 416]
+    assert figures["macs"] == pytest.approx(345e6, rel=0.01) and figures["params"] == 895345
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from mmengine.registry import DATASETS
 from mmnetaug.datasets import DatasetReport, check_data, fill_config
 from mmnetaug.errors import DataError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_garbage_collection", "mmdet_scope")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mmdet_scope")]
 CONFIG = Path(__file__).parents[1] / "configs/_base_/custom_data.py"
 CLASSES = ("cat", "dog", "emu")
 

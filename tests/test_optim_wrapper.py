@@ -35,7 +35,7 @@ def test_accumulation_sums_both_passes_of_all_batches():
 @pytest.mark.parametrize("kind", ["width", "expand"])
 def test_with_nothing_to_sample_a_step_is_plain(kind):
     """Width factors alone, and the schedule has switched them off."""
-    elastic, _ = build_pair(detector_config("mobilenet_v3"), **{kind: [1.0]})
+    elastic, _ = build_pair(detector_config("resnet18"), **{kind: [1.0]})
     optim_wrapper = wrapper(elastic)
     setattr(optim_wrapper, {"width": "expand", "expand": "width"}[kind], False)
     step(elastic, batch(), optim_wrapper)

@@ -57,7 +57,8 @@ def two_ranks(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # forked processes need not import everything again, which takes longer than their steps
+    # forked processes need not import and trace again, which takes longer than their steps
+    build_pair(detector_config("resnet18"), torch.float64)
     method = "spawn" if torch.cuda.is_available() else "fork"
     torch.multiprocessing.start_processes(_rank, (port, str(path)), nprocs=2, start_method=method)
     found = {}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from networks import build_pair, detector_config
-from runs import run, runner_config
+from networks import detector_config
+from runs import NETWORK, run, runner_config
 
 from mmnetaug.elastic import base_state_dict
 from mmnetaug.engine import hooks as hooks_module
@@ -76,7 +77,7 @@ def test_checkpoints_have_tiny_twins_of_the_ema_network(whole_run):
     files = sorted(path.name for path in work_dir.glob("*.pth*"))
     assert files == ["epoch_3.pth", "epoch_3_tiny.pth", "epoch_4.pth", "epoch_4_tiny.pth"]
     tiny = torch.load(work_dir / "epoch_4_tiny.pth", weights_only=True)
-    _, plain = build_pair(detector_config("mobilenet_v3"))
+    plain = MODELS.build(detector_config(NETWORK))
     plain.load_state_dict(tiny["state_dict"], strict=True)
     average = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
     for key, value in base_state_dict(average).items():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,7 @@ def test_a_full_disk_is_one_error_and_no_half_file(place, tmp_path, capsys, monk
     else:
         size = 60_000 if tool == "train" else 5000
     if writer.endswith("int8"):
+        monkeypatch.setattr(TOOLS["export"], "export_onnx", lambda *args: shutil.copy(place / "tiny.onnx", args[-1]))
         size = (place / "tiny.onnx").stat().st_size + 5000  # room for the float file, but not for its preparation
     with largest_file(size):
         assert run(TOOLS[tool], *arguments(args, place, tmp_path / "out")) == 1
@@ -177,42 +178,43 @@ def test_read_only_data_behind_links(place, tmp_path):
 
 # --- two runs at once -------------------------------------------------------------------------------------------------
 
-HOLD = """
-import sys
-from mmnetaug.files import only_writer
-with only_writer(sys.argv[1]):
-    print("held", flush=True)
-    input()
-"""
+FORK = multiprocessing.get_context("fork")  # a process that has imported everything
 
 
-@pytest.fixture
-def taken(tmp_path) -> Iterator[Path]:
-    """A folder that another process writes to."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "work")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO) as process:
-        while process.stdout.readline() != b"held\n":  # OpenMMLab prints, too
-            pass
-        yield tmp_path / "work"
+def hold(folder: Path, ready: Connection) -> None:
+    with only_writer(folder):
+        ready.send("held")
+        ready.recv()  # until it is killed
+
+
+@contextlib.contextmanager
+def another_run(folder: Path) -> Iterator[multiprocessing.Process]:
+    """Another process that writes to a folder, and is killed at the end."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(folder, theirs))
+    process.start()
+    assert ours.recv() == "held"
+    try:
+        yield process
+    finally:
         process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize("tool", ["train", "sweep"])
-def test_two_runs_do_not_write_to_one_folder(place, taken, capsys, monkeypatch, tool):
+def test_two_runs_do_not_write_to_one_folder(place, tmp_path, capsys, monkeypatch, tool):
     monkeypatch.setattr(files, "PATIENCE", 0.1)
     _, args, _ = WRITERS[tool]
-    assert run(TOOLS[tool], *arguments(args, place, taken)) == 1
+    taken = tmp_path / "work"
+    with another_run(taken):
+        assert run(TOOLS[tool], *arguments(args, place, taken)) == 1
     assert re.search(f"^error: another run is writing to {taken}: .*--work-dir", capsys.readouterr().err, re.M)
     assert [path.name for path in taken.iterdir()] == [".lock"]
 
 
 def test_a_killed_run_leaves_its_folder_free(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO) as process:
-        while process.stdout.readline() != b"held\n":
-            pass
+    with another_run(tmp_path) as process:
         (tmp_path / f".{process.pid}.epoch_1.pth").write_bytes(b"half")
-        process.kill()
     with only_writer(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     with only_writer(tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import BACKBONES, batch, build_pair, detector_config, loss_of
+from networks import batch, build_pair, detector_config, loss_of
 from runs import run, runner_config
 from steps import step, wrapper
 from torch import nn
@@ -16,7 +16,10 @@ from mmnetaug.elastic import base_state_dict, make_elastic, sort_hidden_channels
 from mmnetaug.engine import hooks as hooks_module
 
 
-@pytest.mark.parametrize(("backbone", "kind"), [*((name, "sgd") for name in BACKBONES), ("mobilenet_v3", "adam")])
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [("resnet18", "sgd"), ("mobilenet_v3", "sgd"), ("mobilenet_v3", "adam"), ("cspdarknet", "sgd")],
+)
 def test_sorting_changes_nothing_but_the_order(backbone, kind):
     elastic, _ = build_pair(detector_config(backbone), torch.float64)
     make = {
@@ -116,7 +119,7 @@ def test_sorting_waits_for_accumulated_gradients(tmp_path, monkeypatch):
 
 def test_sorting_by_iterations_goes_on_after_a_resume(monkeypatch):
     """Every five iterations, in steps of three; each iteration is the first of a resumed run, with a new hook."""
-    elastic, _ = build_pair(detector_config("mobilenet_v2"))
+    elastic, _ = build_pair(detector_config("resnet18"))
     sorted_at = []
     monkeypatch.setattr(hooks_module, "sort_hidden_channels", lambda *args: sorted_at.append(iteration))
     for iteration in range(18):

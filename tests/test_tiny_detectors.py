@@ -18,6 +18,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.structures import InstanceData
+from networks import BACKBONES
 from test_tools import CLASSES, REPO, load_tool, run
 from torch import nn
 
@@ -172,9 +173,8 @@ def images() -> list[np.ndarray]:
     return [generator.standard_normal((1, 3, SIZE, SIZE), np.float32) for _ in range(4)]
 
 
-def settled(name: str, images: list[np.ndarray]) -> nn.Module:
-    """A network in evaluation whose activations are of a trained one's size."""
-    model = build(name)
+def settled(model: nn.Module, images: list[np.ndarray]) -> nn.Module:
+    """The network in evaluation, with activations of a trained one's size."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):  # mmdet draws the head's with a deviation of 0.01: nothing to compare
             nn.init.kaiming_normal_(module.weight)
@@ -185,9 +185,12 @@ def settled(name: str, images: list[np.ndarray]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["rtmdet_mbv3_w035"])
-def test_onnx_computes_what_pytorch_does(name, images, tmp_path):
-    model = settled(name, images)
+def test_onnx_computes_what_pytorch_does(images, tmp_path):
+    """RTMDet's neck and head, behind a ResNet, which is exported in half the time of the mobile networks."""
+    cfg = Config.fromfile(REPO / "configs/rtmdet_mbv3_w035_custom.py")
+    cfg.model.backbone, cfg.model.neck.in_channels = copy.deepcopy(BACKBONES["resnet18"])
+    torch.manual_seed(0)
+    model = settled(build_model(cfg), images)
     export_onnx(model, (1, 3, SIZE, SIZE), tmp_path / "float.onnx")
     quantize_onnx(tmp_path / "float.onnx", images, tmp_path / "int8.onnx")
     batch = np.concatenate(images[:2])
@@ -203,7 +206,7 @@ def test_onnx_computes_what_pytorch_does(name, images, tmp_path):
 @pytest.mark.skipif(TFLITE is None, reason="TFLITE_PYTHON names no interpreter with LiteRT")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tflite_computes_what_pytorch_does(name, images, tmp_path):
-    model = settled(name, images)
+    model = settled(build(name), images)
     paths = tmp_path / "float.tflite", tmp_path / "int8.tflite"
     convert_tflite(TFLITE, model, (1, 3, SIZE, SIZE), images, *paths)
     with torch.no_grad():

@@ -366,7 +366,10 @@ def test_held_groups_are_listed_with_their_reason():
     report = NetworkReport("YOLOV3", "ResNet", 10, None, "reasons", [free, held])
     assert "1 of 2 channel groups augmented" in str(report)
     assert re.search(r"at base +1 +chunked: backbone.last", str(report))
-    assert [group["widths"] for group in report.figures()["groups"]] == [[8, 16], [8]]
+    assert report.figures()["groups"] == [
+        dict(name="backbone.stem", role="width", base_width=8, widths=[8, 16], held_reason=None),
+        dict(name="backbone.last", role="width", base_width=8, widths=[8], held_reason="chunked"),
+    ]
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
-from test_drop_in import config_path, without_downloads
+from stock import config_path, without_downloads
 from torch import nn
 
 from mmnetaug import ChannelSortHook
