@@ -172,11 +172,11 @@ def _split_folders(root: Path, within: str = "{}") -> dict[str, Path]:
         root: Folder of the data.
         within: Where they lie in it, such as ``'images/{}'``.
     """
-    found = {
-        split: [root / within.format(name) for name in names if (root / within.format(name)).is_dir()]
-        for split, names in FOLDERS.items()
-    }
-    found = {split: folders[0] for split, folders in found.items() if folders}
+    found: dict[str, Path] = {}
+    for split, names in FOLDERS.items():
+        folders = [folder for name in names if (folder := root / within.format(name)).is_dir()]
+        if folders:
+            found[split] = folders[0]
     return found if "train" in found else {"train": root / within.format("")}
 
 
