@@ -27,6 +27,7 @@ import argparse
 import copy
 import csv
 import dataclasses
+import itertools
 import math
 import os
 import statistics
@@ -46,7 +47,9 @@ from torch import Tensor, nn
 import mmnetaug  # noqa: F401  (registers everything)
 from benchmarks.study_parts import InMemoryCifar10, crop_and_flip
 from mmnetaug import NetAugOptimWrapper
-from mmnetaug.elastic import Elastic, ElasticSpace, sort_hidden_channels
+from mmnetaug.elastic import Elastic, ElasticSpace, cut_channels, sort_hidden_channels
+from mmnetaug.files import replaced_when_done
+from mmnetaug.models.tensor_mode import tensor_forward
 from mmnetaug.models.tinyml import BN, InvertedBottleneck
 from mmnetaug.registry import MODELS, OPTIM_WRAPPERS
 
@@ -64,20 +67,25 @@ MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 @MODELS.register_module()
 class Nano(BaseModule):
-    """Inverted bottlenecks too few and too narrow for CIFAR-10: 2 276 parameters, 2 446 with the classifier."""
+    """Inverted bottlenecks too few and too narrow for CIFAR-10: 2 276 parameters, 2 446 with the classifier.
 
-    def __init__(self, init_cfg: dict | None = None) -> None:
+    Args:
+        scale: Factor of all widths.
+    """
+
+    def __init__(self, scale: float = 1.0, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         act = dict(type="ReLU6")
-        self.stem = ConvModule(3, 4, 3, stride=2, padding=1, norm_cfg=BN, act_cfg=act)
+        narrow, wide, last = round(4 * scale), round(8 * scale), round(16 * scale)
+        self.stem = ConvModule(3, narrow, 3, stride=2, padding=1, norm_cfg=BN, act_cfg=act)
         self.stages = nn.ModuleList(
             InvertedBottleneck(before, 3 * before, after, 3, stride, "ReLU6", False, True, shortcut=stride == 1)
-            for before, after, stride in ((4, 4, 2), (4, 8, 2), (8, 8, 1), (8, 8, 1))
+            for before, after, stride in ((narrow, narrow, 2), (narrow, wide, 2), (wide, wide, 1), (wide, wide, 1))
         )
-        self.last = ConvModule(8, 16, 1, norm_cfg=BN, act_cfg=act)
+        self.last = ConvModule(wide, last, 1, norm_cfg=BN, act_cfg=act)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Map images (N, 3, 32, 32) to features (N, 16, 4, 4)."""
+        """Map images (N, 3, 32, 32) to features (N, 16, 4, 4), at scale 1."""
         x = self.stem(x)
         for block in self.stages:
             x = block(x)
@@ -117,12 +125,15 @@ class Method:
         begins: Share of the training after which there is any augmentation.
         width_until: Share of the training up to which there is width augmentation.
         width: Width factors.
+        cut_from: A wider network of ``NETWORKS``; the tiny one starts from the most important channels of that one,
+            trained plainly with the same seed.
     """
 
     settings: dict | None = None
     begins: float = 0.0
     width_until: float = 0.5
     width: tuple[float, ...] = (1, 1.8, 2.6)
+    cut_from: str | None = None
 
 
 METHODS = {
@@ -149,9 +160,14 @@ METHODS = {
     "distillation, λ = 0.9": Method(dict(distill=dict(weight=0.9))),
     "NetAug, normalized sum": Method(dict(normalize=True)),
     "NetAug, surgery": Method(dict(surgery="all")),
+    "plain, cut from nano x2.8": Method(cut_from="nano x2.8"),
 }
 MAIN = ("plain", "NetAug", "distillation")
-NETWORKS = {"nano": ("mmnetaug.Nano", {}, 16, 40), "micro": ("mmnetaug.TinyNet", dict(arch="micro"), 64, 100)}
+NETWORKS = {
+    "nano": ("mmnetaug.Nano", {}, 16, 40),
+    "nano x2.8": ("mmnetaug.Nano", dict(scale=2.8), 45, 20),
+    "micro": ("mmnetaug.TinyNet", dict(arch="micro"), 64, 100),
+}
 """Backbone, its arguments, its output channels, and the epochs of a training."""
 FIRST_RATE = 0.4
 SEEDS = 8
@@ -221,7 +237,23 @@ def train(
 ) -> dict[str, float]:
     """One run; returns its figures: accuracies in percent, the last epoch's mean training loss, minutes of CPU time."""
     torch.manual_seed(seed)
-    model = build(network, method)
+    model = cut_start(data, network, method, seed) if method.cut_from else build(network, method)
+    minutes, train_loss = fit(data, model, method, rate, epochs, seed, label)
+    figures = dict(
+        minutes=minutes,
+        held_out=accuracy(model, *data.held_out),
+        test=accuracy(model, *data.test),
+        train_loss=train_loss,
+    )
+    if method.settings is not None:
+        figures["largest"] = accuracy_of_largest(model, data, width=method.width_until == 1)
+    return figures
+
+
+def fit(
+    data: Data, model: nn.Module, method: Method, rate: float, epochs: int, seed: int, label: str
+) -> tuple[float, float]:
+    """Trains a model; returns minutes of CPU time and the last epoch's mean training loss."""
     plain = [p for n, p in model.named_parameters() if n.endswith("bias") or p.dim() == 1]
     rest = [p for n, p in model.named_parameters() if not (n.endswith("bias") or p.dim() == 1)]
     groups = [dict(params=rest), dict(params=plain, weight_decay=0.0)]
@@ -257,30 +289,52 @@ def train(
             f"{spent / 60:.1f} min, about {spent / (epoch + 1) * left / 60:.0f} min to go",
             flush=True,
         )
-    figures = dict(
-        minutes=(time.process_time() - begun) / 60,
-        held_out=accuracy(model, *data.held_out),
-        test=accuracy(model, *data.test),
-        train_loss=statistics.mean(losses),
-    )
-    if method.settings is not None:
-        figures["largest"] = accuracy_of_largest(model, data, width=method.width_until == 1)
-    return figures
+    return (time.process_time() - begun) / 60, statistics.mean(losses)
+
+
+def cut_start(data: Data, network: str, method: Method, seed: int) -> nn.Module:
+    """The network cut from a wider one, which is trained at the first rate if no earlier run has done so."""
+    path = ROOT / f"work_dirs/saturation/{method.cut_from}, seed {seed}.pth"
+    large = build(method.cut_from, method)
+    if path.exists():
+        large.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        epochs = NETWORKS[method.cut_from][3]
+        minutes, _ = fit(data, large, method, FIRST_RATE, epochs, seed, f"{method.cut_from} {seed}")
+        print(f"{method.cut_from} {seed}: {minutes:.2f} minutes of CPU", flush=True)
+        with replaced_when_done(path) as temporary:
+            torch.save(large.state_dict(), temporary)
+    torch.manual_seed(seed)
+    model = build(network, method)
+    cut_channels(model, large, tensor_forward, (3, 32, 32))
+    reestimate_norms(model, data)
+    for name, of in ((method.cut_from, large), ("cut", model)):
+        figures = ", ".join(f"{accuracy(of, *part):.2f}" for part in (data.held_out, data.test))
+        print(f"{method.cut_from} {seed}: held out and test of {name}: {figures}", flush=True)
+    return model
 
 
 def accuracy_of_largest(model: nn.Module, data: Data, width: bool) -> float:
     """Held-out accuracy of the largest network of the last epoch, its batch norms re-estimated on 50 batches."""
     model = copy.deepcopy(model)
-    with model.elastic.at(largest(model.elastic, width)), torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None
-        for number, (images, _) in enumerate(data.batches(torch.Generator().manual_seed(0))):
-            if number == 50:
-                break
-            model(images, mode="tensor")
+    with model.elastic.at(largest(model.elastic, width)):
+        reestimate_norms(model, data)
         return accuracy(model, *data.held_out)
+
+
+def reestimate_norms(model: nn.Module, data: Data) -> None:
+    """Computes the running statistics of batch norms anew, on 50 batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    batches = itertools.islice(data.batches(torch.Generator().manual_seed(0)), 50)
+    with torch.no_grad():
+        for images, _ in batches:
+            model(images, mode="tensor")
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 # Runs and results -----------------------------------------------------------------------------------------------------

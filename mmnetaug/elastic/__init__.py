@@ -1,5 +1,6 @@
 """Width-elastic networks: a tiny network and its augmented networks in one module. Depends on torch alone."""
 
+from .cut import cut_channels
 from .graph.export import TraceError, evaluating
 from .graph.rules import register_rule
 from .graph.structure import NotUnderstood, Value
@@ -17,6 +18,7 @@ __all__ = [
     "TraceError",
     "Value",
     "base_state_dict",
+    "cut_channels",
     "evaluating",
     "fill_new_channels",
     "find_spaces",

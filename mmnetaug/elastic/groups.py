@@ -20,6 +20,8 @@ from .graph.structure import Producer, Trace
 
 Role = Literal["width", "expand", "squeeze"]
 FACTORS_OF_BASE = (1.0,)
+UNREAD = "read by no convolution or linear layer"
+"""Why channels that only leave the network, or go nowhere, stay at base width."""
 
 
 @dataclass(eq=False)
@@ -145,7 +147,7 @@ def find_groups(
         producers = [found.producers[number] for number in made_by]
         outside = [producer.module for producer in producers if not _inside(producer.module, scope)]
         if read.isdisjoint(runs):
-            held = held or "read by no convolution or linear layer"
+            held = held or UNREAD
         if outside:
             held = f"made by {outside[0]}, outside of {scope}"
         group = ChannelGroup(producers[0].module, "width", base, step, held_reason=held)

@@ -7,14 +7,14 @@ start of each epoch with width augmentation. Permuting hidden channels does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
-from .layers import Elastic
+from .layers import Axis, Elastic
 
 
 def sort_hidden_channels(
@@ -35,28 +35,49 @@ def sort_hidden_channels(
         _reorder(copy, orders, {})
 
 
+def channel_importance(
+    weights: Iterable[tuple[Tensor, int, Sequence[Axis]]],
+) -> dict[ChannelGroup, Tensor]:
+    """Sums, for every channel, the L1 norms of the weights along it.
+
+    Args:
+        weights: Weights that map channels to others, each with the dimension to measure along (that of the channels
+            that it reads, for the authors' criterion) and its axes.
+
+    Returns:
+        One value per channel, for the groups along these dimensions. A gate (squeeze-and-excitation) reads the channels
+        too, but does not count: importance is that for the projection.
+    """
+    importance: dict[ChannelGroup, Tensor] = {}
+    for weight, dim, axes in weights:
+        if any(run.role == "squeeze" for axis in axes if axis.dim != dim for run in axis.runs):
+            continue
+        norms = weight.detach().abs().sum([other for other in range(weight.dim()) if other != dim])
+        for axis in [axis for axis in axes if axis.dim == dim]:
+            for run, places in zip(axis.runs, axis.places(), strict=True):
+                importance[run] = importance.get(run, 0) + norms[places.to(norms.device)]
+    return importance
+
+
+def most_important_first(importance: Tensor, step: int) -> Tensor:
+    """Numbers of channels, most important first; ``step`` neighbours (a grouped operation) stay together."""
+    order = importance.view(-1, step).sum(1).argsort(descending=True, stable=True)
+    return (order[:, None] * step + torch.arange(step, device=order.device)).flatten()
+
+
 def _orders(model: nn.Module) -> dict[int, Tensor]:
     """For each sorted group, by its index, its channels from the most to the least important."""
-    groups = model.elastic.groups
-    importance: dict[ChannelGroup, Tensor] = {}
-    with torch.no_grad():
-        for layer in model.modules():
-            for name, read in layer.elastic_reads.items() if isinstance(layer, Elastic) else ():
-                made = [run for axis in layer.elastic_axes[name] if axis.dim != read for run in axis.runs]
-                if any(run.role == "squeeze" for run in made):
-                    continue  # a gate reads the channels too, but importance is that for the projection
-                weight = layer.stored(name).abs()
-                norms = weight.sum([dim for dim in range(weight.dim()) if dim != read])
-                for axis in [axis for axis in layer.elastic_axes[name] if axis.dim == read]:
-                    for run, places in zip(axis.runs, axis.places(), strict=True):
-                        importance[run] = importance.get(run, 0) + norms[places.to(norms.device)]
-    orders = {}
-    for number, group in enumerate(groups):
-        if group.role != "width" and not group.held_reason and group in importance:
-            blocks = importance[group].view(-1, group.step).sum(1)  # channels of a grouped operation move together
-            order = blocks.argsort(descending=True, stable=True)
-            orders[number] = (order[:, None] * group.step + torch.arange(group.step, device=order.device)).flatten()
-    return orders
+    importance = channel_importance(
+        (layer.stored(name), dim, layer.elastic_axes[name])
+        for layer in model.modules()
+        if isinstance(layer, Elastic)
+        for name, dim in layer.elastic_reads.items()
+    )
+    return {
+        number: most_important_first(importance[group], group.step)
+        for number, group in enumerate(model.elastic.groups)
+        if group.role != "width" and not group.held_reason and group in importance
+    }
 
 
 def _reorder(model: nn.Module, orders: Mapping[int, Tensor], state: Mapping[nn.Parameter, Mapping[str, Any]]) -> None:

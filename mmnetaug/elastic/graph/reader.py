@@ -20,6 +20,9 @@ from .export import Forward, Ref, Step, TraceError, evaluating, export
 from .rules import RULES, pointwise
 from .structure import NotUnderstood, Producer, Trace, Value, flat, values_in
 
+OUTPUT = "an output of the network"
+"""Why the channels of outputs stay at base width."""
+
 
 def trace(model: nn.Module, forward: Forward, image: Tensor) -> Trace:
     """Traces a plain network.
@@ -73,7 +76,7 @@ class Reader:
             results = [value for value in flat(self.interpret(args, kwargs)) if isinstance(value, Value)]
             values |= {ref: value for ref, value in zip(step.refs, results, strict=True)}
         for ref in graph.outputs:
-            self.hold(values[ref], "an output of the network")
+            self.hold(values[ref], OUTPUT)
 
     def source(self, name: str | None, ref: Ref) -> Value:
         """Creates the value of a parameter or buffer, or of the image or a constant, which have no name."""
