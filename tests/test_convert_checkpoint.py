@@ -323,6 +323,58 @@ def test_anything_else_is_one_error(name, classes, change, message, tmp_path, ca
     assert error.count("error:") == 1 and re.search(message, error), error
 
 
+def most_read(weight: Tensor, count: int) -> Tensor:
+    """The input channels with the largest L1 norms, in their order."""
+    return weight.abs().sum((0, 2, 3)).argsort(descending=True)[:count].sort().values
+
+
+@pytest.mark.parametrize("source", ["torchvision", "mmpretrain"])
+def test_a_wider_checkpoint_is_cut(source, tmp_path):
+    if source == "torchvision":
+        from torchvision.models import mobilenet_v2
+
+        theirs = mobilenet_v2()
+        names = [
+            "features.0.0.weight",
+            "features.0.1.running_var",
+            "features.1.conv.1.weight",
+            "features.2.conv.0.0.weight",
+        ]
+    else:
+        cfg = Config.fromfile(NETWORKS / "mobilenet_v2_w035_in1k.py")
+        init_default_scope(cfg.default_scope)
+        theirs = MODELS.build(dict(cfg.model, backbone=dict(type="MobileNetV2")))
+        names = [
+            "conv1.conv.weight",
+            "conv1.bn.running_var",
+            "layer1.0.conv.1.conv.weight",
+            "layer2.0.conv.0.conv.weight",
+        ]
+        names = [f"backbone.{name}" for name in names]
+    state = randomised(theirs).state_dict()
+    torch.save(state, tmp_path / "theirs.pth")
+    path, out = NETWORKS / "mobilenet_v2_w035_in1k.py", tmp_path / "ours.pth"
+    assert run(convert_checkpoint, path, tmp_path / "theirs.pth", "--out", out, "--cut-from", 1.0) == 0
+    images = torch.randn(2, 3, 64, 64)
+    assert logits("mobilenet_v2_w035", out, images).isfinite().all()  # loads strictly
+    cut = torch.load(out, weights_only=True)["state_dict"]
+    stem, variance, project, expand = (state[name] for name in names)
+    kept, narrow = most_read(project, 16), most_read(expand, 8)
+    assert torch.equal(cut["backbone.conv1.conv.weight"], stem[kept])
+    assert torch.equal(cut["backbone.conv1.bn.running_var"], variance[kept])
+    assert torch.equal(cut["backbone.layer1.0.conv.1.conv.weight"], project[narrow][:, kept])
+
+
+def test_a_checkpoint_of_another_width_than_said_is_one_error(tmp_path, capsys):
+    from torchvision.models import mobilenet_v2
+
+    torch.save(mobilenet_v2(width_mult=0.5).state_dict(), tmp_path / "theirs.pth")
+    path, out = NETWORKS / "mobilenet_v2_w035_in1k.py", tmp_path / "ours.pth"
+    assert run(convert_checkpoint, path, tmp_path / "theirs.pth", "--out", out, "--cut-from", 1.0) == 1
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1 and "another width" in error and not out.exists()
+
+
 def test_a_detector_starts_from_it(tmp_path):
     assert convert(tmp_path, randomised(v3(1000)).state_dict(), "mobilenet_v3_w035") == 0
     converted = torch.load(tmp_path / "ours.pth", weights_only=True)["state_dict"]

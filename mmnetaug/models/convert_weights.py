@@ -68,6 +68,9 @@ def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[
     given = checkpoint.get("state_dict", checkpoint)
     if not isinstance(given, Mapping):
         raise CheckpointError(f"its state_dict is a {type(given).__name__}")
+    own_state = model.state_dict()
+    if {k: getattr(v, "shape", None) for k, v in given.items()} == {k: v.shape for k, v in own_state.items()}:
+        return dict(given)  # mmpretrain's, whose layers are ours
     foreign = [(path, {name: given[f"{path}.{name}"] for name in names}) for path, names in _layers(given)]
     eps = _TORCHVISION_V3_EPS if any(".block." in path for path, _ in foreign) else None
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
