@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,7 @@ from mmnetaug.analysis.operators import record
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load_tiny, replace_network, without_netaug
 from mmnetaug.apis.input_size import fix_input, set_input_size
+from mmnetaug.deploy import latency
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
 from mmnetaug.errors import UserError
@@ -71,6 +73,7 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     assert figures["points"][1]["macs"] == pytest.approx(figures["points"][0]["macs"] * 2.25)
     assert all(p["latency_ms"] > 0 and p["peak_memory"] > 0 for p in figures["points"])
+    assert all(p["onnx_ms"] > 0 and p["onnx_int8_ms"] > 0 for p in figures["points"])
     # the same weights: nothing is saved, and the second network's points need no measuring
     assert figures["macs_saved"]["other"]["largest"] == 0
     assert "saves no MACs" in out and out.count("(kept)") == 2
@@ -85,8 +88,36 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
         run(sweep, *args, "--sizes", 64, 96)
 
 
+def test_latency_is_measured_in_every_runtime_that_can_run_the_network(capsys, monkeypatch):
+    """Those that take turns are the network itself: same outputs, int8 ones nearly."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    outputs = {}
+
+    def run_each_once(runs):
+        outputs.update({name: next(iter(run())) for name, run in runs.items()})
+        return medians({name: lambda: None for name in runs})
+
+    medians = latency._medians
+    monkeypatch.setattr(latency, "SECONDS", 0)
+    monkeypatch.setattr(latency, "_medians", run_each_once)
+    threads = torch.get_num_threads()
+    assert latency.measure_latency(model, (1, 3, 16, 16)).keys() == latency.RUNTIMES.keys() == outputs.keys()
+    assert torch.get_num_threads() == threads
+    image = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 16, 16), np.float32))
+    expected = model(image).detach().numpy()
+    assert np.allclose(outputs["latency_ms"], expected, atol=1e-5)
+    assert np.allclose(outputs["onnx_ms"], expected, atol=1e-5)
+    difference = np.abs(outputs["onnx_int8_ms"] - expected).max() / np.abs(expected).max()
+    assert 1e-5 < difference < 0.1
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    assert latency.measure_latency(model, (1, 3, 16, 16)).keys() == {"latency_ms"}
+    assert "ONNX needs onnxruntime" in capsys.readouterr().err
+
+
 def test_classifiers_and_large_checkpoints_sweep(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "latency", lambda *args: 1.0)  # which is measured for two seconds
+    monkeypatch.setattr(sweep, "measure_latency", lambda *args: dict(latency_ms=1.0))  # measured for seconds
     model = ["--model", "large", place / "classifier.py", place / "classifier.pth"]
     assert run(sweep, *model, "--work-dir", tmp_path, "--sizes", 64, 50) == 0
     figures = json.loads((tmp_path / "sweep.json").read_text())
@@ -97,7 +128,7 @@ def test_classifiers_and_large_checkpoints_sweep(place, tmp_path, monkeypatch):
 def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     # in this process: imports take longer than the training
     launched = []
-    monkeypatch.setattr(sweep, "latency", lambda *args: 1.0)
+    monkeypatch.setattr(sweep, "measure_latency", lambda *args: dict(latency_ms=1.0))
     monkeypatch.setattr(sweep, "launch", lambda command: launched.append(0) or load_tool("train").main(command[2:]))
     args = ["--model", "net", place / "netaug.py", "--train", "--sizes", 64, "--work-dir", tmp_path]
     args += ["--data-root", place / "data", "--cfg-options"]

@@ -28,7 +28,7 @@ from mmnetaug.apis.evaluation import load_tiny
 from mmnetaug.apis.options import check_options
 from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
 from mmnetaug.apis.schedule import set_epochs
-from mmnetaug.elastic import ChannelGroup, ElasticSpace
+from mmnetaug.elastic import ChannelGroup, ElasticSpace, find_spaces
 from mmnetaug.errors import UserError, WriteError
 from mmnetaug.files import replaced_when_done
 
@@ -358,6 +358,17 @@ def test_describe_a_plain_config_without_data(place, tmp_path, capsys):
 def test_describe_fails_where_the_network_exceeds_the_budget(place, budget, code, capsys):
     assert run(describe, place / "plain.py", "--size", 64, *budget) == code
     assert ("does not fit" in capsys.readouterr().out) == bool(code)
+
+
+def test_describe_measures_the_latency_of_the_tiny_network(place, tmp_path, capsys, monkeypatch):
+    def measure(model, shape):
+        assert not find_spaces(model) and not model.training and shape == (1, 3, 64, 64)
+        return dict(latency_ms=2.0, onnx_ms=1.0)
+
+    monkeypatch.setattr(describe, "measure_latency", measure)
+    assert run(describe, place / "netaug.py", "--latency", "--json", tmp_path / "figures.json") == 0
+    assert "latency: PyTorch 2.0 ms, ONNX Runtime 1.0 ms" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.json").read_text())["latency"] == dict(latency_ms=2.0, onnx_ms=1.0)
 
 
 def test_held_groups_are_listed_with_their_reason():

@@ -10,9 +10,11 @@ import mmnetaug  # noqa: F401  (checks the environment, registers everything)
 from mmnetaug.analysis.memory import kilobytes, measure_footprint, parse_bytes
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.cli import add_size_argument, config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.evaluation import without_netaug
 from mmnetaug.apis.input_size import set_input_size, sets_size
 from mmnetaug.apis.preflight import inspect_network
 from mmnetaug.datasets import check_data, find_unlisted
+from mmnetaug.deploy.latency import RUNTIMES, measure_latency
 from mmnetaug.errors import DataError, UserError
 
 
@@ -23,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", action="store_true", help="print the table of layers")
     parser.add_argument("--sram", type=size_in_bytes, metavar="320KB", help="check whether the int8 network fits")
     parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="check whether the int8 weights fit")
+    parser.add_argument("--latency", action="store_true", help="measure it here: one image, one thread")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
     args = parser.parse_args(argv)
     args.misfits = []
@@ -67,6 +70,13 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"whether this network fits cannot be told: {parts} not counted")
         verdict = "does not fit" if args.misfits else "fits"
         print("\n  ".join([f"budget: the network {verdict} into {' and '.join(budget)}", *args.misfits]))
+    latency = None
+    if args.latency:
+        if not network.cost:
+            raise UserError(f"the latency cannot be measured: {network.cost_problem}")
+        cfg.model = without_netaug(cfg.model)
+        latency = measure_latency(build_model(cfg).eval(), network.cost.input_shape)
+        print("latency: " + ", ".join(f"{RUNTIMES[name]} {ms:.1f} ms" for name, ms in latency.items()))
     for line in (*reports, *unlisted):
         print(f"data: {line}")
     if problem:
@@ -76,6 +86,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         **network.figures(),
         "footprint": footprint and footprint.figures(),
         "misfits": args.misfits,
+        "latency": latency,
         "data": {report.name: {"images": report.images, "classes": list(report.classes)} for report in reports},
         "data_problem": problem,
     }

@@ -7,7 +7,6 @@ import copy
 import csv
 import hashlib
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -30,12 +29,12 @@ from mmnetaug.apis.evaluation import build_tiny, evaluate, load_tiny
 from mmnetaug.apis.input_size import set_input_size
 from mmnetaug.checkpoint import find_last_checkpoint
 from mmnetaug.datasets import check_data
+from mmnetaug.deploy.latency import measure_latency
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.errors import UserError
 from mmnetaug.files import only_writer, replaced_when_done
-from mmnetaug.models.tensor_mode import tensor_forward
 
-COLUMNS = ("network", "size", "accuracy", "macs", "params", "peak_memory", "latency_ms")
+COLUMNS = ("network", *Point.__dataclass_fields__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,7 +137,7 @@ def measure_all(
     write_csv(curves, folder / "sweep.csv")
     figures = {
         "metric": metric,
-        "latency": f"PyTorch {torch.__version__}, one image, CPU time of one thread, median",
+        "latency": f"one image, CPU time of one thread, median; PyTorch {torch.__version__}, ONNX Runtime",
         "points": [{"network": label, **asdict(point)} for label, points in curves.items() for point in points],
         "macs_saved": {label: saving and saving.figures() for label, saving in savings.items()},
     }
@@ -169,7 +168,8 @@ class Store:
 def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> str:
     """Hash of everything that a point depends on: weights, size, test settings, and the report on the data."""
     means = cfg.get("data_preprocessor")
-    digest = hashlib.sha256(repr((size, data, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)).encode())
+    settings = (COLUMNS, size, data, cfg.model, means, cfg.test_dataloader, cfg.test_evaluator)
+    digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in state.items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -183,30 +183,7 @@ def measure(cfg: Config, state: dict[str, Tensor], size: int, log_dir: Path) -> 
         cost = count_cost(model, shape)
         peak = peak_memory(record(model, shape)).bytes
     metric, accuracy = evaluate(cfg, state, str(log_dir), (size, size))
-    return metric, Point(size, accuracy, cost.macs, cost.params, peak, latency(model, shape))
-
-
-def latency(model: torch.nn.Module, shape: tuple[int, ...]) -> float:
-    """Median milliseconds of CPU time for one image on one thread, hardly affected by other processes.
-
-    Measured for two seconds, and five images at the least.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        image = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-        times: list[float] = []
-        with torch.inference_mode():
-            for _ in range(3):
-                tensor_forward(model, image)
-            end = time.perf_counter() + 2
-            while time.perf_counter() < end or len(times) < 5:
-                start = time.thread_time()
-                tensor_forward(model, image)
-                times.append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return 1000 * statistics.median(times)
+    return metric, Point(size, accuracy, cost.macs, cost.params, peak, **measure_latency(model, shape))
 
 
 def train(cfg: Config, work_dir: Path) -> tuple[Config, dict[str, Tensor]]:
@@ -240,12 +217,13 @@ def table(curves: dict[str, list[Point]], metric: str) -> str:
     width = max(len("network"), *map(len, curves))
     lines = [
         f"{'network':<{width}}  {'size':>5}  {metric:>7}  {'M MACs':>8}  {'M params':>8}  {'int8 peak':>10}  "
-        f"{'CPU ms':>7}"
+        f"{'PyTorch ms':>10}  {'ONNX ms':>7}  {'int8 ms':>7}"
     ]
     for label, points in curves.items():
         lines += [
             f"{label:<{width}}  {point.size:>5}  {point.accuracy:>7.4f}  {point.macs / 1e6:>8.2f}  "
-            f"{point.params / 1e6:>8.3f}  {kilobytes(point.peak_memory):>10}  {point.latency_ms:>7.1f}"
+            f"{point.params / 1e6:>8.3f}  {kilobytes(point.peak_memory):>10}  {point.latency_ms:>10.1f}"
+            + "".join(f"  {'-' if ms is None else f'{ms:.1f}':>7}" for ms in (point.onnx_ms, point.onnx_int8_ms))
             for point in points
         ]
     return "\n".join(lines)

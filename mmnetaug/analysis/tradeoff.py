@@ -25,7 +25,9 @@ class Point:
         macs: Multiply-accumulates of one image.
         params: Parameters.
         peak_memory: Bytes of int8 activations.
-        latency_ms: Measured milliseconds of CPU time for one image.
+        latency_ms: Measured milliseconds of CPU time for one image, in PyTorch.
+        onnx_ms: The same in ONNX Runtime; None if not measured.
+        onnx_int8_ms: The same of the network in int8.
     """
 
     size: int
@@ -34,6 +36,8 @@ class Point:
     params: int
     peak_memory: int
     latency_ms: float
+    onnx_ms: float | None = None
+    onnx_int8_ms: float | None = None
 
 
 @dataclass(frozen=True)
