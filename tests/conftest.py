@@ -100,7 +100,9 @@ def structure_of(model: nn.Module) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def one_run_per_process(monkeypatch) -> None:
     """MMEngine keeps what a run logs and draws with by the run's name, whose time stamp is the same for a second."""
-    for kind in (Visualizer, MMLogger, MessageHub):
+    kinds = [Visualizer, MMLogger, MessageHub]
+    for kind in kinds:  # each class keeps its own
+        kinds += kind.__subclasses__()
         monkeypatch.setattr(kind, "_instance_dict", type(kind._instance_dict)())
 
 

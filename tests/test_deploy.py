@@ -372,7 +372,6 @@ def test_images_larger_than_a_fixed_input_are_told_with_the_way_out(place):
     [
         (["{classifier}"], "another network"),
         (["{tiny}", "--size", "70", "--cfg-options", "model.data_preprocessor.pad_size_divisor=32"], "take 64 or 96"),
-        (["{tiny}", "--calibration-images", "0"], "no images to calibrate int8 with"),
         (["{tiny}", "--to", "tflite"], "needs --tflite-python"),
         (["{tiny}", "--to", "tflite", "--tflite-python", "/absent"], "no interpreter at /absent"),
     ],

@@ -418,9 +418,9 @@ def bad(place) -> dict[str, Path]:
             ["--cfg-options", "model.backbone.init_cfg.type=Pretrained", "model.backbone.init_cfg.checkpoint={other}"],
             "another network",
         ),
-        (["--cfg-options", "default_hooks.checkpoint.max_keep_ckpt=2"], "cannot be set up: .*max_keep_ckpt"),
+        (["--cfg-options", "default_hooks.checkpoint.max_keep_ckpt=2"], "max_keep_ckpt is no option of CheckpointHook"),
         (["--data-root", "{place}/absent"], "no data: there is no folder"),
-        (["--cfg-options", "train_dataloader.dataset.ann_fil=x"], "cannot be set up: .*ann_fil"),
+        (["--cfg-options", "train_dataloader.dataset.ann_fil=x"], "ann_fil is no option of VOCLayoutDataset"),
         (["--cfg-options", "classes=cat,dog,unicorn"], "no annotation has the class unicorn"),
     ],
 )
