@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def measure_latency(model: nn.Module, input_shape: tuple[int, int, int, int]) ->
             runs: dict[str, Callable[[], object]] = {"latency_ms": lambda: tensor_forward(model, tensor)}
             try:
                 for name, network in _onnx_networks(model, image, Path(folder)).items():
-                    runs[name] = lambda network=network: network(image)
+                    runs[name] = functools.partial(network, image)
             except UserError as error:
                 print(f"latency in ONNX Runtime is not measured: {error}", file=sys.stderr)
             return _medians(runs)
