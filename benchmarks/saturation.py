@@ -453,7 +453,7 @@ def report(args: argparse.Namespace) -> None:
         "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
         "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs; "
         "after the first five the search for the rate was added, after the first distilled one the variants *to the "
-        "end*. "
+        "end*, and after those the start *cut from* a wider network. "
         "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Only *What it "
         "says* is written by hand, in `benchmarks/saturation_reading.md`.",
         "",

@@ -57,7 +57,7 @@ def check() -> None:
             + "A working environment: `make setup`, or the commands at the top of requirements.txt."
         )
     _declare_torchvision_operators()
-    _import_mmdet()
+    _import_datasets()
 
 
 def _problems() -> list[str]:
@@ -154,7 +154,7 @@ def _declare_torchvision_operators() -> None:
             _torchvision_schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def _import_mmdet() -> None:
+def _import_datasets() -> None:
     """Imports the data sets of mmdet and mmpretrain with their prints sent to standard error.
 
     Standard output is for the figures of ``--json -``. The maintained line notes that an optional package of its vendor

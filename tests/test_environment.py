@@ -41,7 +41,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
             environment.importlib.util, "find_spec", lambda name: None if name in absent_modules else object()
         )
         monkeypatch.setattr(environment, "_declare_torchvision_operators", lambda: None)
-        monkeypatch.setattr(environment, "_import_mmdet", lambda: None)
+        monkeypatch.setattr(environment, "_import_datasets", lambda: None)
 
     return pretend
 
@@ -185,5 +185,5 @@ def test_what_an_import_prints_is_passed_on_without_the_notice(monkeypatch, caps
 
     monkeypatch.setattr(environment.importlib, "import_module", noisy)
     with pytest.raises(ImportError):
-        environment._import_mmdet()
+        environment._import_datasets()
     assert capsys.readouterr() == ("", "a real problem\n")

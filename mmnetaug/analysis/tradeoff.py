@@ -136,11 +136,9 @@ def plot_tradeoff(curves: dict[str, Sequence[Point]], metric: str, path: str | P
         path: Path of the picture.
         title: Title of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     reference = next(iter(curves.values()))
     for index, (label, points) in enumerate(curves.items()):

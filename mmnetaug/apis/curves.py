@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmnetaug.errors import UserError
@@ -52,7 +51,6 @@ def curve_of(entries: list[dict[str, Any]], key: str) -> dict[int, float]:
 def new_figure(panels: int = 1) -> tuple[Figure, list[Any]]:
     """A figure with axes side by side, not shown on a screen."""
     figure = Figure(figsize=(7 * panels, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for one in axes:
         one.grid(alpha=0.3)

@@ -63,16 +63,14 @@ def _onnx_networks(model: nn.Module, image: np.ndarray, folder: Path) -> dict[st
 
 
 def _medians(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    for run in [*runs.values()] * 3:  # to warm up
+        run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    end = None
-    for number in range(-3, sys.maxsize):  # three to warm up
-        if number == 0:
-            end = time.perf_counter() + SECONDS
-        if number >= ROUNDS and time.perf_counter() > end:
-            break
+    rounds, end = 0, time.perf_counter() + SECONDS
+    while rounds < ROUNDS or time.perf_counter() < end:
+        rounds += 1
         for name, run in runs.items():
             start = time.thread_time()
             run()
-            if number >= 0:
-                times[name].append(1000 * (time.thread_time() - start))
+            times[name].append(1000 * (time.thread_time() - start))
     return {name: statistics.median(values) for name, values in times.items()}

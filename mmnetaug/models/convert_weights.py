@@ -49,7 +49,7 @@ _COUNTER = "num_batches_tracked"  # absent from old checkpoints, and nothing dep
 
 
 def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Rename and check the weights of a foreign classifier.
+    """Rename and check the weights of a foreign classifier; those of mmpretrain's own networks are taken as they are.
 
     With the result, ``model`` computes what the foreign network computes in evaluation mode. Two details are adapted:
     a different epsilon of batch norms is added to their running variance, and where our squeeze-and-excitation or
@@ -68,14 +68,13 @@ def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[
     given = checkpoint.get("state_dict", checkpoint)
     if not isinstance(given, Mapping):
         raise CheckpointError(f"its state_dict is a {type(given).__name__}")
-    own_state = model.state_dict()
-    if {k: getattr(v, "shape", None) for k, v in given.items()} == {k: v.shape for k, v in own_state.items()}:
+    state = dict(model.state_dict())
+    if {k: getattr(v, "shape", None) for k, v in given.items()} == {k: v.shape for k, v in state.items()}:
         return dict(given)  # mmpretrain's, whose layers are ours
     foreign = [(path, {name: given[f"{path}.{name}"] for name in names}) for path, names in _layers(given)]
     eps = _TORCHVISION_V3_EPS if any(".block." in path for path, _ in foreign) else None
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
     own = [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
-    state = dict(model.state_dict())
     for (source, tensors), (target, module) in zip_longest(foreign, own, fillvalue=(None, None)):
         if source is None or target is None:
             raise CheckpointError(
