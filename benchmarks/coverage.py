@@ -5,7 +5,8 @@
 
 Each backbone is made elastic behind a small reader outside of it, so that its outputs may be widened too. It is held
 against plain networks, built independently at the sampled widths, in float64: the base mode bit for bit, the gradients,
-which parameters a gradient reaches, the tiny network's checkpoint, the sorting of channels. A backbone counts as
+which parameters a gradient reaches, a whole step with in-place distillation, the tiny network's checkpoint, the sorting
+of channels. A backbone counts as
 
 * augmented: at least half of its channels take other widths, and everything holds;
 * held: fewer do (the rest stays at base width, with the reason), or it is refused with a reason; it still trains right;
@@ -32,10 +33,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), str(ROOT / "tests")] + [p for p in sys.path if Path(p).resolve() != ROOT / "benchmarks"]
 
 import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
 from networks import plain_at, randomise, scatter_gradients
 from torch import Tensor, nn
 
 from benchmarks.backbones import CONVOLUTIONAL, IMAGE, LEFT_OUT, MIXES_CHANNELS, build, registered
+from mmnetaug import NetAugOptimWrapper
 from mmnetaug.elastic import Elastic, TraceError, base_state_dict, fill_new_channels, make_elastic, sort_hidden_channels
 from mmnetaug.models.tensor_mode import flatten_tensors
 
@@ -71,6 +75,22 @@ class WithReader(nn.Module):
         extra = len(outputs) - len(self.readers)  # auxiliary classifiers come first, in training alone
         read = [reader(output) for reader, output in zip(self.readers, outputs[extra:], strict=True)]
         return (*outputs[:extra], *read)
+
+
+class Classifier(BaseModel):
+    """Tells three classes apart by the mean over levels and places of the last outputs, as many as there are readers."""
+
+    def __init__(self, network: WithReader) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Identity()  # distillation compares its output
+
+    def forward(self, inputs: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        torch.manual_seed(1)  # dropout
+        outputs = self.network(inputs)[-len(self.network.readers) :]
+        means = [x.mean((2, 3)) if x.dim() == 4 else x.reshape(len(inputs), -1, 3).mean(1) for x in outputs]
+        self.logits = self.head(sum(means))
+        return dict(loss=F.cross_entropy(self.logits, torch.arange(len(inputs)) % 3))
 
 
 def loss_of(model: nn.Module, image: Tensor) -> Tensor:
@@ -111,6 +131,7 @@ def check(name: str, variant: str) -> dict:
     checks = {
         "base": lambda: _base(elastic, plain, image),
         "gradients": lambda: _gradients(elastic, plain, image, row),
+        "distillation": lambda: _distilled(elastic, plain, image),
         "reached": lambda: _reached(elastic, image),
         "sorting": lambda: _sorting(elastic, image),
     }
@@ -181,6 +202,35 @@ def _gradients(elastic: nn.Module, plain: nn.Module, image: Tensor, row: dict) -
             got = 0 if parameter.grad is None else parameter.grad
             row["error"] = max(row["error"], (got - expected[name]).abs().max().item() / scale)
     assert row["error"] <= TOLERANCE, f"gradients differ by {row['error']:.1e}"
+
+
+def _distilled(elastic: nn.Module, plain: nn.Module, image: Tensor) -> None:
+    """A step with in-place distillation changes each parameter by the gradients of two independent plain networks."""
+    elastic, plain, image = copy.deepcopy(elastic).double(), copy.deepcopy(plain).double(), image.double()
+    widths, weight = elastic.elastic.sample(0, 0), 0.3
+    large, small = (Classifier(plain_at(elastic, plain, w)) for w in (widths, elastic.elastic.base()))
+    loss = large(image)["loss"]
+    loss.backward()
+    teacher = large.logits.detach().softmax(1)
+    loss = small(image)["loss"]
+    divergence = (teacher * (teacher / small.logits.softmax(1)).log()).sum() / len(image)
+    ((1 - weight) * loss + weight * divergence).backward()
+    expected = scatter_gradients(elastic, small.network, elastic.elastic.base())
+    for name, gradient in scatter_gradients(elastic, large.network, widths).items():
+        expected[name] = expected[name] + gradient
+
+    model = Classifier(elastic)
+    model.elastic = elastic.elastic
+    before = {name: parameter.detach().clone() for name, parameter in elastic.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    wrapper = NetAugOptimWrapper(optimizer=optimizer, distill=dict(weight=weight))
+    with wrapper.optim_context(model):
+        losses = model(image)
+    wrapper.update_params(model.parse_losses(losses)[0])
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, parameter in elastic.named_parameters():
+        error = (before[name] - parameter.detach() - expected[name]).abs().max().item() / scale
+        assert error <= TOLERANCE, f"{name} is changed by another gradient ({error:.1e})"
 
 
 def _reached(elastic: nn.Module, image: Tensor) -> None:

@@ -13,6 +13,9 @@ The protocol, fixed before the runs:
    0.4 until the best one has been compared with its half and its double. The other seeds run at this rate alone.
 4. *Claims* are differences from plain training in test accuracy, each method at its own rate, paired by seed, with 95 %
    intervals (Student's t) over eight seeds: for as many epochs; and against plain training that takes as much CPU time.
+   A *wide teacher* is a frozen, plainly trained network 2.8 times as wide, of 20 epochs, whose minutes are left out. It
+   adds its KL divergence to the cross-entropy, so the same learning rate makes steps twice as long; it has a search for
+   its rate of its own.
 5. *Gate.* The largest network that is sampled in the last epoch, its batch norms re-estimated on 50 batches: a teacher
    that is not ahead of the tiny network has nothing to teach.
 
@@ -48,6 +51,7 @@ import mmnetaug  # noqa: F401  (registers everything)
 from benchmarks.study_parts import InMemoryCifar10, crop_and_flip
 from mmnetaug import NetAugOptimWrapper
 from mmnetaug.elastic import Elastic, ElasticSpace, cut_channels, sort_hidden_channels
+from mmnetaug.engine.optim_wrapper import _AugmentedPass
 from mmnetaug.files import replaced_when_done
 from mmnetaug.models.tensor_mode import tensor_forward
 from mmnetaug.models.tinyml import BN, InvertedBottleneck
@@ -61,6 +65,7 @@ from scipy import stats  # isort: skip
 
 RESULTS, PAGE = ROOT / "docs/saturation.csv", ROOT / "docs/saturation.md"
 READING = ROOT / "benchmarks/saturation_reading.md"  # written by hand
+WIDE = ROOT / "work_dirs/saturation"  # trained wide networks
 BATCH, WARM_UP = 128, 2
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
@@ -116,6 +121,28 @@ class TeacherOnlyOptimWrapper(NetAugOptimWrapper):
         super()._combine()
 
 
+@OPTIM_WRAPPERS.register_module()
+class AveragedTeacherOptimWrapper(NetAugOptimWrapper):
+    """Distils from an average of the weights over about 100 steps (EMA), at the widths of the augmented pass.
+
+    Attributes:
+        average: The averaged model; None makes it start anew.
+    """
+
+    average: nn.Module | None = None
+
+    def _augmented_pass(self, args: tuple, kwargs: dict) -> _AugmentedPass:
+        done = super()._augmented_pass(args, kwargs)
+        if self.average is None:
+            self.average = copy.deepcopy(self._model)
+        with torch.no_grad():
+            for averaged, current in zip(self.average.parameters(), self._model.parameters(), strict=True):
+                averaged.lerp_(current, 0.01)
+            with self.average.elastic.at(self._widths(self._spaces[0], self._inner_count)):
+                done.outputs = {"head": (self.average(args[0], mode="tensor"),)}
+        return done
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A way to train.
@@ -125,15 +152,19 @@ class Method:
         begins: Share of the training after which there is any augmentation.
         width_until: Share of the training up to which there is width augmentation.
         width: Width factors.
-        cut_from: A wider network of ``NETWORKS``; the tiny one starts from the most important channels of that one,
-            trained plainly with the same seed.
+        expand: Expand factors.
+        cut_from: A wider network of ``NETWORKS``, trained plainly with the same seed. The tiny one starts from its most
+            important channels.
+        teacher: The same, as a frozen teacher of the tiny one: cross-entropy + KL divergence from its predictions.
     """
 
     settings: dict | None = None
     begins: float = 0.0
     width_until: float = 0.5
     width: tuple[float, ...] = (1, 1.8, 2.6)
+    expand: tuple[float, ...] = (1, 1.6, 2.2, 2.8)
     cut_from: str | None = None
+    teacher: str | None = None
 
 
 METHODS = {
@@ -149,6 +180,11 @@ METHODS = {
     "distillation, normalized sum": Method(dict(distill=dict(weight=0.5), normalize=True)),
     "distillation, surgery": Method(dict(distill=dict(weight=0.5), surgery="all")),
     "distillation, expand only": Method(dict(distill=dict(weight=0.5)), width=(1,)),
+    "distillation, factors up to 1.5": Method(
+        dict(distill=dict(weight=0.5)), width=(1, 1.25, 1.5), expand=(1, 1.25, 1.5)
+    ),
+    "distillation, every second step": Method(dict(distill=dict(weight=0.5), interval=2)),
+    "distillation, half of the batch": Method(dict(distill=dict(weight=0.5), share=0.5)),
     "distillation, last third": Method(dict(distill=dict(weight=0.5)), begins=2 / 3, width_until=1),
     "distillation, width to the end": Method(dict(distill=dict(weight=0.5)), width_until=1),
     "distillation, width to the end, additional channels alone": Method(
@@ -157,12 +193,19 @@ METHODS = {
     "distillation, width to the end, largest network often": Method(
         dict(type="mmnetaug.LargestNetworkOptimWrapper", distill=dict(weight=0.5)), width_until=1
     ),
+    "distillation, width to the end, averaged teacher": Method(
+        dict(type="mmnetaug.AveragedTeacherOptimWrapper", distill=dict(weight=0.5)), width_until=1
+    ),
     "distillation, λ = 0.9": Method(dict(distill=dict(weight=0.9))),
     "NetAug, normalized sum": Method(dict(normalize=True)),
     "NetAug, surgery": Method(dict(surgery="all")),
     "plain, cut from nano x2.8": Method(cut_from="nano x2.8"),
+    "wide teacher": Method(teacher="nano x2.8"),
+    "wide teacher, cut from it": Method(teacher="nano x2.8", cut_from="nano x2.8"),
 }
 MAIN = ("plain", "NetAug", "distillation")
+SEARCHED = (*MAIN, "wide teacher")
+"""Methods with a search for the best rate of their own."""
 NETWORKS = {
     "nano": ("mmnetaug.Nano", {}, 16, 40),
     "nano x2.8": ("mmnetaug.Nano", dict(scale=2.8), 45, 20),
@@ -214,18 +257,26 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * (torch.cat(found) == labels).float().mean().item()
 
 
-def build(network: str, method: Method) -> nn.Module:
-    """The classifier, elastic unless it is trained plainly, initialised."""
+def classifier(network: str) -> dict:
+    """The config of a plain classifier."""
     backbone, arguments, features, _ = NETWORKS[network]
-    model = dict(
+    return dict(
         type="ImageClassifier",
         data_preprocessor=dict(type="ClsDataPreprocessor", num_classes=10),
         backbone=dict(type=backbone, **arguments),
         neck=dict(type="GlobalAveragePooling"),
         head=dict(type="LinearClsHead", num_classes=10, in_channels=features),
     )
+
+
+def build(network: str, method: Method, seed: int = 0) -> nn.Module:
+    """The classifier, elastic unless it is trained plainly, initialised, its teacher loaded."""
+    model = classifier(network)
+    if method.teacher:
+        model |= dict(type="mmnetaug.DistilledClassifier", teacher=classifier(method.teacher))
+        model["teacher_checkpoint"] = str(wide_path(method.teacher, seed))
     if method.settings is not None:
-        model = dict(type="mmnetaug.NetAug", model=model, width=method.width, expand=(1, 1.6, 2.2, 2.8), input_size=32)
+        model = dict(type="mmnetaug.NetAug", model=model, width=method.width, expand=method.expand, input_size=32)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         built = ROOT_MODELS.build(model)
     built.init_weights()
@@ -237,7 +288,12 @@ def train(
 ) -> dict[str, float]:
     """One run; returns its figures: accuracies in percent, the last epoch's mean training loss, minutes of CPU time."""
     torch.manual_seed(seed)
-    model = cut_start(data, network, method, seed) if method.cut_from else build(network, method)
+    if method.cut_from or method.teacher:
+        train_wide(data, method.cut_from or method.teacher, seed)
+        torch.manual_seed(seed)
+    model = build(network, method, seed)
+    if method.cut_from:
+        cut(model, data, method.cut_from, seed)
     minutes, train_loss = fit(data, model, method, rate, epochs, seed, label)
     figures = dict(
         minutes=minutes,
@@ -272,6 +328,7 @@ def fit(
             wrapper.expand, wrapper.width = on, on and epoch < method.width_until * epochs
             if wrapper.width:
                 sort_hidden_channels(model, optimizer)
+                wrapper.average = None  # its channels are in the old order
         losses = []
         for number, (images, samples) in enumerate(data.batches(generator)):
             done = epoch * steps + number
@@ -292,26 +349,35 @@ def fit(
     return (time.process_time() - begun) / 60, statistics.mean(losses)
 
 
-def cut_start(data: Data, network: str, method: Method, seed: int) -> nn.Module:
-    """The network cut from a wider one, which is trained at the first rate if no earlier run has done so."""
-    path = ROOT / f"work_dirs/saturation/{method.cut_from}, seed {seed}.pth"
-    large = build(method.cut_from, method)
+def wide_path(network: str, seed: int) -> Path:
+    """Where a trained wide network is kept."""
+    return WIDE / f"{network}, seed {seed}.pth"
+
+
+def train_wide(data: Data, network: str, seed: int) -> None:
+    """Trains a wide network plainly at the first rate, unless an earlier run has done so."""
+    path, method = wide_path(network, seed), METHODS["plain"]
     if path.exists():
-        large.load_state_dict(torch.load(path, weights_only=True))
-    else:
-        epochs = NETWORKS[method.cut_from][3]
-        minutes, _ = fit(data, large, method, FIRST_RATE, epochs, seed, f"{method.cut_from} {seed}")
-        print(f"{method.cut_from} {seed}: {minutes:.2f} minutes of CPU", flush=True)
-        with replaced_when_done(path) as temporary:
-            torch.save(large.state_dict(), temporary)
-    torch.manual_seed(seed)
-    model = build(network, method)
+        return
+    model = build(network, method, seed)
+    minutes, _ = fit(data, model, method, FIRST_RATE, NETWORKS[network][3], seed, f"{network} {seed}")
+    print(f"{network} {seed}: {minutes:.2f} minutes of CPU, {accuracies(model, data)}", flush=True)
+    with replaced_when_done(path) as temporary:
+        torch.save(model.state_dict(), temporary)
+
+
+def cut(model: nn.Module, data: Data, network: str, seed: int) -> None:
+    """Loads the most important channels of a trained wide network into a narrow one."""
+    large = build(network, METHODS["plain"], seed)
+    large.load_state_dict(torch.load(wide_path(network, seed), weights_only=True))
     cut_channels(model, large, tensor_forward, (3, 32, 32))
     reestimate_norms(model, data)
-    for name, of in ((method.cut_from, large), ("cut", model)):
-        figures = ", ".join(f"{accuracy(of, *part):.2f}" for part in (data.held_out, data.test))
-        print(f"{method.cut_from} {seed}: held out and test of {name}: {figures}", flush=True)
-    return model
+    print(f"{network} {seed}: {accuracies(model, data)} right after the cut", flush=True)
+
+
+def accuracies(model: nn.Module, data: Data) -> str:
+    """Held-out and test accuracy, for the log."""
+    return f"held out {accuracy(model, *data.held_out):.2f}, test {accuracy(model, *data.test):.2f}"
 
 
 def accuracy_of_largest(model: nn.Module, data: Data, width: bool) -> float:
@@ -419,7 +485,7 @@ def rates_to_run(network: str, method: str, epochs: int, seed: int) -> Iterator[
     """
     main, base_epochs = method.partition(",")[0], NETWORKS[network][3]
     rate, found = next_rate(results(), network, main, base_epochs)
-    if seed == 0 and method in MAIN and epochs == base_epochs:
+    if seed == 0 and method in SEARCHED and epochs == base_epochs:
         while not found:
             yield rate
             rate, found = next_rate(results(), network, main, base_epochs)
@@ -453,7 +519,7 @@ def report(args: argparse.Namespace) -> None:
         "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
         "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs; "
         "after the first five the search for the rate was added, after the first distilled one the variants *to the "
-        "end*, and after those the start *cut from* a wider network. "
+        "end*, after those the start *cut from* a wider network, and after three seeds of that the *wide teacher*. "
         "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Only *What it "
         "says* is written by hand, in `benchmarks/saturation_reading.md`.",
         "",

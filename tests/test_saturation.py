@@ -64,11 +64,21 @@ def test_rates_are_chosen_by_held_out_accuracy_of_seed_0(results, monkeypatch):
     assert "nothing is claimed: 0 of 8 seeds of plain, NetAug, distillation." in page
 
 
-@pytest.mark.parametrize("method", ["plain", "distillation, largest network often", "distillation, last third"])
-def test_a_method_trains(method):
+@pytest.mark.parametrize(
+    "method",
+    [
+        "plain",
+        "distillation, largest network often",
+        "distillation, last third",
+        "distillation, width to the end, averaged teacher",
+        "wide teacher, cut from it",
+    ],
+)
+def test_a_method_trains(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(saturation, "WIDE", tmp_path)
     figures = saturation.train(RandomData(), "nano", saturation.METHODS[method], 0.1, 3, 0, method)
     assert all(math.isfinite(value) for value in figures.values())
-    assert ("largest" in figures) == (method != "plain")
+    assert ("largest" in figures) == method.startswith("distillation")
 
 
 def test_additional_channels_alone_learn_from_the_augmented_pass():
