@@ -78,7 +78,7 @@ class WithReader(nn.Module):
 
 
 class Classifier(BaseModel):
-    """Tells three classes apart by the mean over levels and places of the last outputs, as many as there are readers."""
+    """Tells three classes apart by the mean of the last outputs over levels and places."""
 
     def __init__(self, network: WithReader) -> None:
         super().__init__()
@@ -131,10 +131,11 @@ def check(name: str, variant: str) -> dict:
     checks = {
         "base": lambda: _base(elastic, plain, image),
         "gradients": lambda: _gradients(elastic, plain, image, row),
-        "distillation": lambda: _distilled(elastic, plain, image),
         "reached": lambda: _reached(elastic, image),
         "sorting": lambda: _sorting(elastic, image),
     }
+    if row["augmented"]:
+        checks["distillation"] = lambda: _distilled(elastic, plain, image)
     if row["backbone"] not in MIXES_CHANNELS:
         checks["subnetwork"] = lambda: _subnetwork(elastic, plain, image)
     plain.load_state_dict(base_state_dict(elastic), strict=True)

@@ -51,7 +51,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmnetaug import CPUTuningHook
-from mmnetaug.elastic import Elastic
+from mmnetaug.elastic import Elastic, tiny_gradients_in_place
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXPAND, WIDTH = [1, 1.6, 2.2, 2.8], [1, 1.8, 2.6]
@@ -180,6 +180,10 @@ class Ours(Plain):
         options |= dict(dtype="bfloat16") if bf16 else {}
         self.wrapper = OPTIM_WRAPPERS.build(dict(type=type_, optimizer=self.optimizer, **options))
 
+    def base_pass(self) -> None:
+        with tiny_gradients_in_place():
+            self.one_pass()
+
     def step(self, iteration: int, phase: str) -> None:
         self.wrapper.width, self.wrapper._inner_count = phase == "full", iteration
         with self.wrapper.optim_context(self.model):
@@ -260,7 +264,7 @@ def serve(pipe: Connection, case: Case, variant: str, bf16: bool, threads: int) 
         trained = Ours(model, batch, tuned, bf16, **(dict(distill=dict()) if variant == "f" else {}))
     answers = {
         "step": lambda iteration, phase: timed(lambda: trained.step(iteration, phase)),
-        "base pass": lambda: timed(trained.one_pass),
+        "base pass": lambda: timed(trained.base_pass if variant in "def" else trained.one_pass),
         "forget gradients": trained.optimizer.zero_grad,
         "resident": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "sampling": lambda: sampling(trained),
@@ -329,13 +333,15 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
 
 
 def base_pass_over_plain(ours: Worker, plain: Worker, rounds: int) -> dict[str, Any]:
-    """The elastic model's base pass over the plain model's."""
+    """The elastic model's base pass over the plain model's.
+
+    As in a step, the plain model has no gradients before its pass, and the elastic model those of the augmented pass.
+    """
     ratios = []
     for number in range(-1, 2 * rounds):
         both = [plain, ours] if number % 2 else [ours, plain]
         took = {worker: worker.ask("base pass") for worker in both}
-        for worker in both:
-            worker.ask("forget gradients")
+        plain.ask("forget gradients")
         if number >= 0:
             ratios.append(took[ours] / took[plain])
     return spread(ratios)

@@ -24,8 +24,10 @@ from networks import (
 )
 from steps import step, wrapper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_storage
+from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_gradients_in_place, tiny_storage
 
 every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 
@@ -105,6 +107,41 @@ def test_only_sampled_channels_get_a_gradient(backbone):
             additional = ~unsampled
             additional[tuple(slice(size) for size in plain.get_parameter(path).shape)] = False
             assert gradient[additional].any() == additional.any(), path
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["", "hooked"])
+def test_gradients_added_in_place_are_those_of_autograd(hooked):
+    """Bit for bit; only without hooks of a parameter's own is nothing padded to the stored size."""
+    elastic, _ = build_pair(detector_config("resnet18"))
+    other, data, seen = copy.deepcopy(elastic), batch(), []
+    for model in (elastic, other):
+        model.elastic.driven = True
+        with model.elastic.at(model.elastic.largest()):
+            loss_of(model, data).backward()
+    loss_of(other, data).backward()
+    weight = max((p for p in elastic.backbone.parameters()), key=torch.Tensor.numel)
+    if hooked:
+        weight.register_hook(seen.append)
+    with tiny_gradients_in_place():
+        loss = loss_of(elastic, data)
+    with Sizes() as made:
+        loss.backward()
+    assert len(seen) == hooked and (weight.numel() in made.sizes) == hooked
+    for (name, parameter), expected in zip(elastic.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad), name
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the sizes of the tensors that operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.sizes |= {leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
+        return out
 
 
 @every_backbone

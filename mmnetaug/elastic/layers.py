@@ -9,7 +9,9 @@ parameter**.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,47 @@ class Axis:
             start, length = pieces[0]
             return tensor if length == tensor.shape[self.dim] else tensor.narrow(self.dim, start, length)
         return torch.cat([tensor.narrow(self.dim, start, length) for start, length in pieces], self.dim)
+
+
+class _TinyBlock(torch.autograd.Function):
+    """Reads the tiny network's block of a parameter; backward adds to that block of the parameter's gradient in place.
+
+    Autograd itself pads the block's gradient with zeros to the size of the parameter, and adds all of that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, stored: Tensor, block: tuple[slice, ...]) -> Tensor:
+        ctx.stored, ctx.block = stored, block
+        return stored[block]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        if ctx.stored.grad is not None:
+            ctx.stored.grad[ctx.block].add_(gradient)
+            return None, None
+        padded = torch.zeros_like(ctx.stored)
+        padded[ctx.block] = gradient
+        return padded, None
+
+
+_adds_in_place = False
+
+
+@contextlib.contextmanager
+def tiny_gradients_in_place() -> Iterator[None]:
+    """Has forward passes inside of a ``with`` block add the tiny network's gradients in place where there are some.
+
+    It saves time and memory in a backward pass that follows that of a larger network. Such a pass cannot be
+    differentiated with respect to parameters by ``torch.autograd.grad``, and hooks of distributed training do not see
+    the gradients. Parameters with hooks of their own are left out.
+    """
+    global _adds_in_place
+    before, _adds_in_place = _adds_in_place, True
+    try:
+        yield
+    finally:
+        _adds_in_place = before
 
 
 Count = int | tuple[int, ...]
@@ -196,8 +239,12 @@ def grow(layer: nn.Module) -> None:
 def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tuple[str, ...]) -> type[nn.Module]:
     def tensor_property(name: str) -> property:
         def read(self: Elastic) -> Tensor:
-            tensor = self.stored(name)
-            for axis in self.elastic_axes[name]:
+            tensor, axes = self.stored(name), self.elastic_axes[name]
+            if _adds_in_place and tensor.dim() > 1:  # the padding of vectors costs less than a call from Python
+                hooked = tensor._backward_hooks or tensor._post_accumulate_grad_hooks
+                if not hooked and all(axis.width == axis.base for axis in axes):
+                    return _TinyBlock.apply(tensor, self.base_block(name))
+            for axis in axes:
                 tensor = axis.take(tensor)
             return tensor
 

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, is_distributed
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_statistics_kept
+from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_gradients_in_place, tiny_statistics_kept
 from mmnetaug.registry import OPTIM_WRAPPERS
 
 from .amp import AmpAnywhere
@@ -133,6 +133,8 @@ class NetAugStep(Mixin):
 
                 hook = model.register_forward_pre_hook(run_once, with_kwargs=True)
                 stack.callback(hook.remove)
+                if not is_distributed():  # DDP's hooks must see all gradients
+                    stack.enter_context(tiny_gradients_in_place())
             yield
 
     def update_params(self, loss: Tensor, step_kwargs: dict | None = None, zero_kwargs: dict | None = None) -> None:
