@@ -1,4 +1,4 @@
-"""What a NetAug step costs: whole optimizer steps of six ways of training, each in a process of its own.
+"""What a NetAug step costs: whole optimizer steps of seven ways of training, each in a process of its own.
 
     a  the plain model as the stock configs train it
     b  the plain model with CPUTuningHook
@@ -6,9 +6,10 @@
     d  this package with CPUTuningHook
     e  this package without it
     f  as d, distilled in place
+    g  c with CPUTuningHook, which is the same settings as d
 
 The processes take turns, and none works while another is timed. Memory is left to glibc but for what the hook sets.
-c to f take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that
+c to g take the same sampled widths in the same iterations. Ratios are those of the steps of one round, so that
 noise hits all alike. On a CPU the times are CPU times of one thread (what a step takes on an idle core). On a GPU,
 which is used if there is one, CUDA events take the time. The GPU's path has not been run yet.
 
@@ -149,10 +150,10 @@ class Plain:
 
 
 class Straightforward(Plain):
-    """Variant c: both passes one after the other, every layer cutting its weight out as the authors' layers do."""
+    """Variants c and g: both passes one after the other, every layer cutting its weight out as the authors' do."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Any]) -> None:
-        super().__init__(model, batch, tuned=False)
+    def __init__(self, model: nn.Module, batch: dict[str, Any], tuned: bool) -> None:
+        super().__init__(model, batch, tuned)
         model.elastic.driven = True
         for layer in model.modules():
             if isinstance(layer, Elastic) and isinstance(layer, nn.Conv2d):
@@ -254,10 +255,10 @@ def serve(pipe: Connection, case: Case, variant: str, bf16: bool, threads: int) 
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    batch, model, tuned = make_batch(case), build(case, netaug=variant in "cdef"), variant in "bdf"
+    batch, model, tuned = make_batch(case), build(case, netaug=variant in "cdefg"), variant in "bdfg"
     bf16 = bf16 and variant in "bdef"
-    if variant == "c":
-        trained = Straightforward(model, batch)
+    if variant in "cg":
+        trained = Straightforward(model, batch, tuned)
     elif variant in "ab":
         trained = Plain(model, batch, tuned, bf16)
     else:
@@ -314,7 +315,7 @@ def measure(case: Case, phases: list[str], variants: str, rounds: int, bf16: boo
             "ratios": {
                 f"{x}/{y}": spread([p / q for p, q in zip(seconds[x], seconds[y], strict=True)])
                 | {"of means": round(sum(seconds[x]) / sum(seconds[y]), 4)}
-                for x, y in ("ba", "ca", "da", "ea", "db", "dc", "ec", "de", "fd")
+                for x, y in ("ba", "ca", "da", "ea", "db", "dc", "ec", "de", "fd", "dg")
                 if {x, y} <= workers.keys()
             },
         }
@@ -397,7 +398,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help=f"default: all of {', '.join(known)}")
     parser.add_argument("--phases", nargs="+", choices=["full", "expand"], default=["full", "expand"])
-    parser.add_argument("--variants", default="abcdef", help="some of abcdef")
+    parser.add_argument("--variants", default="abcdefg", help="some of abcdefg")
     parser.add_argument("--rounds", type=int, default=12, help="at least 2")
     parser.add_argument("--batch", type=int, help="instead of each network's own")
     parser.add_argument("--bf16", action="store_true", help="b, d, e and f under bfloat16 autocast")
@@ -406,8 +407,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.networks) - known.keys():
         parser.error(f"no such network: {', '.join(unknown)}; there are {', '.join(known)}")
-    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcdef"):
-        parser.error("--rounds is at least 2, --variants some of abcdef")
+    if args.rounds < 2 or not args.variants or set(args.variants) - set("abcdefg"):
+        parser.error("--rounds is at least 2, --variants some of abcdefg")
     out = sys.stderr if args.json == "-" else sys.stdout
     machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or platform.machine()
     results: dict[str, Any] = {
