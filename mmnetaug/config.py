@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SPLITS = ("train", "val", "test")
+
 
 def as_list(value: Any) -> list:
     """Makes a list of a config value that may be a list, a single item or empty, such as an evaluator."""
@@ -29,6 +31,12 @@ def leaves(dataset: dict) -> Iterator[dict]:
         yield dataset
     for part in parts:
         yield from leaves(part)
+
+
+def split_leaves(config: Mapping[str, Any], split: str) -> Iterator[dict]:
+    """Yields the configs of the data sets of a split, of a whole config; none without such a split."""
+    loader = config.get(f"{split}_dataloader")
+    return leaves(loader["dataset"]) if loader else iter(())
 
 
 def first_pipeline(dataset: dict) -> list[dict] | None:

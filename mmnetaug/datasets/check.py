@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmnetaug.config import as_list, leaves, type_name
+from mmnetaug.config import SPLITS, as_list, split_leaves, type_name
 from mmnetaug.errors import DataError
 from mmnetaug.terminal import Progress, abbreviate
 
@@ -71,7 +71,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
                 f"its classes are not those of {reports[0].name}, in the same order: "
                 f"{abbreviate(other.classes)} against {abbreviate(reports[0].classes)}"
             )
-    expected = head_num_classes(cfg.get("model") or {})
+    expected = {head["num_classes"] for head in iter_heads(cfg.get("model") or {})}
     if reports and reports[0].classes and expected and len(reports[0].classes) not in expected:
         reports[0].problems.append(
             f"the model's head has num_classes={abbreviate(sorted(expected))}, "
@@ -99,16 +99,15 @@ def find_unlisted(cfg: Config) -> list[str]:
         return []
     init_default_scope(cfg.get("default_scope") or "mmdet")
     listed: dict[str, set[str]] = {}
-    for split in ("train", "val", "test"):
-        for leaf in leaves(cfg[f"{split}_dataloader"].dataset) if cfg.get(f"{split}_dataloader") else ():
-            dataset = DATASETS.build({**leaf, "lazy_init": True, "pipeline": []})
-            if isinstance(dataset, VOCLayoutDataset):
-                folder, files = os.path.join(dataset.sub_data_root, dataset.img_subdir), dataset.image_names()
-                names = {files.get(name, name) for name in read_image_list(dataset.ann_file)}
-            else:
-                folder = dataset.data_prefix["img"]
-                names = {one.file_name for one in read_coco(dataset.ann_file).images}
-            listed.setdefault(os.path.normpath(folder), set()).update(names)
+    for leaf in chain.from_iterable(split_leaves(cfg, split) for split in SPLITS):
+        dataset = DATASETS.build({**leaf, "lazy_init": True, "pipeline": []})
+        if isinstance(dataset, VOCLayoutDataset):
+            folder, files = os.path.join(dataset.sub_data_root, dataset.img_subdir), dataset.image_names()
+            names = {files.get(name, name) for name in read_image_list(dataset.ann_file)}
+        else:
+            folder = dataset.data_prefix["img"]
+            names = {one.file_name for one in read_coco(dataset.ann_file).images}
+        listed.setdefault(os.path.normpath(folder), set()).update(names)
     lines = []
     for folder, names in listed.items():
         images = {name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES)}
@@ -152,11 +151,6 @@ def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
     _find_absent_classes(report, name == "train")
     _raise_problems([report])
     return report
-
-
-def head_num_classes(model: dict) -> set[int]:
-    """Collects the ``num_classes`` of the heads in a model's config."""
-    return {owner["num_classes"] for owner in iter_heads(model)}
 
 
 def iter_heads(model: dict) -> Iterator[dict]:

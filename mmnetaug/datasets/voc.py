@@ -48,15 +48,14 @@ class VOCLayoutDataset(XMLDataset):
         return {osp.splitext(name)[0]: name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Parses one XML file, with the actual file name of the image."""
+        """Parses one XML file, with the actual file name of the image and without boxes that have no area."""
         name = self._names.get(img_info["img_id"])
         if name is not None:
             img_info = {**img_info, "file_name": osp.join(self.img_subdir, name)}
-        return super().parse_data_info(img_info)
-
-    def _parse_instance_info(self, *args, **kwargs) -> list[dict]:
-        instances = super()._parse_instance_info(*args, **kwargs)
-        return [one for one in instances if one["bbox"][2] > one["bbox"][0] and one["bbox"][3] > one["bbox"][1]]
+        info = super().parse_data_info(img_info)
+        boxes = [(one, *one["bbox"]) for one in info["instances"]]
+        info["instances"] = [one for one, left, top, right, bottom in boxes if right > left and bottom > top]
+        return info
 
 
 @TRANSFORMS.register_module()
