@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmnetaug.elastic import evaluating, find_spaces
 from mmnetaug.models.same_padding import same_sides
-from mmnetaug.models.tensor_mode import tensor_forward
+from mmnetaug.models.tensor_mode import flatten_tensors, tensor_forward
 
 PRODUCTS_WITHOUT_FORMULA = {"mv", "addmv", "dot", "vdot"}
 
@@ -118,7 +117,6 @@ class _Recorder(TorchDispatchMode):
         self.counter = counter
         self.values = {id(image): 0}  # by identity of tensors, which are therefore kept alive
         self.kept = [image]
-        self.count = 1
         self.layers = [""]
         self.paddings: dict[int, tuple[Tensor, list[int]]] = {}  # input and padding, by identity of the result
         self.hooks = []
@@ -133,19 +131,18 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         before = self.counter.get_total_flops()
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        reads = tuple(self.values[id(leaf)] for leaf in given if id(leaf) in self.values)
+        given = flatten_tensors((args, kwargs))
+        reads = tuple(self.values[id(tensor)] for tensor in given if id(tensor) in self.values)
         out = func(*args, **(kwargs or {}))
         if not reads:
             return out
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.numel()]
+        results = [tensor for tensor in flatten_tensors(out) if tensor.numel()]
         if not results:
             return out
-        for leaf in results:
-            self.values[id(leaf)] = self.count
-            self.kept.append(leaf)
-            self.count += 1
-        kind = func._schema.name.split("::")[1]
+        for tensor in results:
+            self.values[id(tensor)] = len(self.kept)
+            self.kept.append(tensor)
+        kind = func.__name__.partition(".")[0]
         macs = (self.counter.get_total_flops() - before) // 2
         if not macs and (kind in PRODUCTS_WITHOUT_FORMULA or "attention" in kind):
             raise NotImplementedError(f"torch has no formula for {kind}")
@@ -156,8 +153,8 @@ class _Recorder(TorchDispatchMode):
                 kind=kind,
                 layer=self.layers[-1],
                 reads=reads,
-                writes=tuple(self.values[id(leaf)] for leaf in results),
-                shapes=tuple(tuple(leaf.shape) for leaf in results),
+                writes=tuple(self.values[id(tensor)] for tensor in results),
+                shapes=tuple(tuple(tensor.shape) for tensor in results),
                 macs=macs,
                 padded=_padded_input(kind, args),
                 takes_padding=kind == "convolution" and not args[6] and self._takes_padding(*args[:2], *args[3:6]),

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import Subset
 
 from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.config import as_list, first_pipeline, type_name, with_pipeline
@@ -29,7 +29,7 @@ from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.models import DistilledClassifier
-from mmnetaug.models.tensor_mode import dense_heads, image_channels, is_detector, untraced_readers
+from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, image_channels, is_detector, untraced_readers
 from mmnetaug.terminal import Progress
 
 from .build import build_model, build_runner
@@ -218,18 +218,22 @@ def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) ->
     with evaluating(model), torch.no_grad():
         image = torch.zeros(1, image_channels(model), *size, device=next(model.parameters()).device)
         example = head(model.extract_feat(image))
-    leaves, structure = tree_flatten(example)
-    expected = [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    expected = [tuple(tensor.shape) for tensor in flatten_tensors(example)]
     given = [getattr(output, "shape", None) for output in run(image.cpu().numpy())]  # ONNX has sequences, too
     if given != expected:
         raise UserError(f"that is another network: it returns arrays of shapes {given}, and the config's {expected}")
 
     def forward(images: Tensor) -> Any:
         outputs = iter(run(np.ascontiguousarray(images.cpu().numpy(), np.float32)))
-        filled = [
-            torch.from_numpy(next(outputs)).to(images.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
-        ]
-        return tree_unflatten(filled, structure)
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [filled(item) for item in value]
+            if isinstance(value, dict):
+                return {key: filled(item) for key, item in value.items()}
+            return torch.from_numpy(next(outputs)).to(images.device) if isinstance(value, Tensor) else value
+
+        return filled(example)
 
     model.extract_feat = lambda images, *args, **kwargs: images
     head.forward = forward
@@ -270,17 +274,17 @@ def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[in
     dataset = (cfg.get("train_dataloader") or {}).get("dataset")
     if not dataset:
         raise UserError("int8 is calibrated on training images, and this config has no train_dataloader")
-    dataset = copy.deepcopy(with_pipeline(dataset, first_pipeline(cfg.test_dataloader.dataset)))
-    loader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)
-    if cfg.test_dataloader.get("collate_fn") or cfg.get("default_scope") == "mmpretrain":
-        loader["collate_fn"] = cfg.test_dataloader.get("collate_fn", dict(type="default_collate"))
-    data = Runner.build_dataloader(loader).dataset
+    data = DATASETS.build(copy.deepcopy(with_pipeline(dataset, first_pipeline(cfg.test_dataloader.dataset))))
     if count < 1 or not len(data):
         raise UserError(f"no images to calibrate int8 with: {len(data)} training images, {count} asked for")
     chosen = sorted({int(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))})
-    loader["dataset"], loader["sampler"] = (
-        torch.utils.data.Subset(data, chosen),
-        dict(type="DefaultSampler", shuffle=False),
+    collate = "default_collate" if cfg.get("default_scope") == "mmpretrain" else "pseudo_collate"
+    loader = dict(
+        batch_size=1,
+        num_workers=0,
+        dataset=Subset(data, chosen),
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=cfg.test_dataloader.get("collate_fn", dict(type=collate)),
     )
     progress = Progress("calibration image", len(chosen))
     for batch in Runner.build_dataloader(loader):

@@ -53,7 +53,7 @@ class CPUTuningHook(Hook):
             backbone.register_forward_pre_hook(_to_channels_last, with_kwargs=True)
         for module in model.modules():
             if _is_slow_in_bfloat16(module):
-                module._conv_forward = functools.partial(_conv_in_float32, module)
+                module.forward = functools.partial(_conv_in_float32, module)
         keep_freed_memory()
 
 
@@ -78,15 +78,12 @@ def _is_slow_in_bfloat16(module: nn.Module) -> bool:
     return depthwise and (max(module.stride) > 1 or max(module.kernel_size) > 3)
 
 
-def _conv_in_float32(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``Conv2d._conv_forward`` in float32, its output cast to autocast's type.
-
-    It consists of differentiable operators, so everything that works on the stock layer works here.
-    """
-    forward = type(layer)._conv_forward
+def _conv_in_float32(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer's own forward pass in float32, its output cast to autocast's type."""
+    forward = type(layer).forward
     # autocast leaves float64 alone
     if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu")) or x.dtype == torch.float64:
-        return forward(layer, x, weight, bias)
+        return forward(layer, x)
     with torch.autocast("cpu", enabled=False):
-        out = forward(layer, x.float(), weight.float(), None if bias is None else bias.float())
+        out = forward(layer, x.float())
     return out.to(torch.get_autocast_dtype("cpu"))

@@ -209,9 +209,10 @@ class TinyCheckpointHook(CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         self._finish(runner, [self.last_ckpt])
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keeps the twins of the best checkpoints, and removes those of earlier ones."""
         before = self._best()
-        super()._save_best_checkpoint(runner, metrics)
+        super().after_val_epoch(runner, metrics)
         self._keep_twins(runner, self._best())
         if is_main_process():
             for path in before - self._best():
@@ -229,9 +230,10 @@ class TinyCheckpointHook(CheckpointHook):
             for path in map(Path, saved):
                 path.unlink(missing_ok=True)
 
-    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        with trusted_load():  # this run's own
-            super()._publish_model(runner, ckpt_path)
+    def after_train(self, runner: Runner) -> None:
+        """Publishes the run's own checkpoints (``published_keys``)."""
+        with trusted_load():
+            super().after_train(runner)
 
     @master_only
     def _finish(self, runner: Runner, saved: Iterable[str | Path | None]) -> None:

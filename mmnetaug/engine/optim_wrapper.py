@@ -25,9 +25,9 @@ import torch
 from mmengine.dist import get_rank, is_distributed
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_gradients_in_place, tiny_statistics_kept
+from mmnetaug.models.tensor_mode import flatten_tensors
 from mmnetaug.registry import OPTIM_WRAPPERS
 
 from .amp import AmpAnywhere
@@ -223,7 +223,7 @@ class NetAugStep(Mixin):
     def _augmented_pass(self, args: tuple, kwargs: dict[str, Any]) -> _AugmentedPass:
         """Forward and backward of the network sampled for this iteration, on the inputs of the base pass."""
         model, iteration = self._model, self._inner_count
-        tensors = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [(tensor, tensor._version) for tensor in flatten_tensors((args, kwargs))]
         if self.share < 1:
             args, kwargs = first_images(unwrapped(model), args, kwargs, self.share)
         args, kwargs = tuple(map(copied_annotations, args)), {k: copied_annotations(v) for k, v in kwargs.items()}

@@ -115,9 +115,9 @@ class DistilledClassifier(ImageClassifier):
 
     def _as_teacher_reads(self, inputs: Tensor) -> Tensor:
         own, theirs = self.data_preprocessor, self.teacher.data_preprocessor
-        if not getattr(theirs, "_enable_normalize", False):  # without a mean it reads the student's images
+        if getattr(theirs, "mean", None) is None:  # it reads the student's images
             return inputs
-        images = inputs * own.std + own.mean if own._enable_normalize else inputs
+        images = inputs if getattr(own, "mean", None) is None else inputs * own.std + own.mean
         if own.to_rgb != theirs.to_rgb:
             images = images.flip(1)
         return (images - theirs.mean) / theirs.std

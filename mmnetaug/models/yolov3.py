@@ -58,8 +58,8 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
     Arguments: see ``mmdet.YOLOV3Head``.
     """
 
-    def _init_layers(self) -> None:
-        super()._init_layers()
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         separate_convs(self.convs_bridge)
 
     def init_weights(self) -> None:

@@ -185,7 +185,7 @@ class _Unroller:
 
 
 def _name(node: fx.Node) -> str:
-    name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]  # without the overload
     return name if name.startswith("__") else name.rstrip("_")
 
 

@@ -189,4 +189,4 @@ def _functional(target: Any) -> Any:
     if packet is None or not name.endswith("_") or name.startswith("__"):
         return target
     twin = getattr(torch.ops.aten, name.rstrip("_"), None)
-    return getattr(twin, target._overloadname, target) if twin is not None else target
+    return getattr(twin, target.__name__.partition(".")[2], target) if twin is not None else target
