@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SPLITS = ("train", "val", "test")
+NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # not classes of the data
 
 
 def as_list(value: Any) -> list:
@@ -22,6 +23,18 @@ def type_name(config: Mapping[str, Any]) -> str:
 def with_preprocessor(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of a model's config that holds this data preprocessor, unless it has one."""
     return {"data_preprocessor": preprocessor, **model} if preprocessor else dict(model)
+
+
+def iter_heads(model: dict) -> Iterator[dict]:
+    """Yields the parts of a model's config whose ``num_classes`` follows the data."""
+    if model.get("num_classes") is not None:
+        yield model
+    for key, value in model.items():
+        if key in NOT_HEADS:
+            continue
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, dict):
+                yield from iter_heads(part)
 
 
 def leaves(dataset: dict) -> Iterator[dict]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmnetaug.errors import WriteError
+from mmnetaug.errors import UserError, WriteError
 
 PATIENCE = 10
 """Seconds to wait for a folder, since data loaders of a killed run hold it for up to five."""
@@ -95,7 +95,7 @@ def read_log(work_dir: Path) -> list[dict[str, Any]]:
     An incomplete last entry, which a killed run may leave, is ignored.
 
     Raises:
-        ValueError: A log holds anything else.
+        UserError: A log holds anything else.
     """
     entries = []
     for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
@@ -108,6 +108,6 @@ def read_log(work_dir: Path) -> list[dict[str, Any]]:
             except ValueError as error:
                 if number == len(lines) and not line.endswith(b"\n"):
                     break
-                raise ValueError(f"{log}, line {number}: {error}") from error
+                raise UserError(f"{log}, line {number} is no log of tools/train.py: {error}") from error
             entries.append(entry)
     return entries

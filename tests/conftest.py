@@ -7,7 +7,6 @@ import dataclasses
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ import mmnetaug  # noqa: F401  # registers everything that configs name
 from mmnetaug.elastic import ElasticSpace, make
 from mmnetaug.elastic.graph.structure import Trace
 from mmnetaug.elastic.plan import Plan
+from mmnetaug.models.tensor_mode import tensor_forward
 
 torch.set_num_threads(1)
 
@@ -54,34 +54,30 @@ def configs_are_written_as_they_are() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def equal_networks_are_traced_once() -> Iterator[None]:
     """Tracing a detector takes seconds, and many tests build the same one by ``NetAug``: once for each process."""
-    known: dict[tuple, tuple[Trace, list[str | None]]] = {}
+    traces: dict[tuple, Trace] = {}
+    reasons: dict[tuple, list[str | None]] = {}
     trace, hold_what_differs = make.trace, make.hold_what_differs
 
-    def make_elastic(model: nn.Module, forward: Callable, **settings: Any) -> ElasticSpace:
-        key = (structure_of(model), forward.__qualname__, repr(settings))
-        found = known[key][0] if key in known else None
+    def trace_once(model: nn.Module, forward: Callable, image: Tensor) -> Trace:
+        key = structure_of(model), image.shape, forward
+        found = traces.get(key) or trace(model, forward, image)
+        if forward is tensor_forward and not found.boxes:  # which are modules of this model
+            traces[key] = found
+        return dataclasses.replace(found, channels=copy.deepcopy(found.channels))  # the rest is only read
 
-        def trace_once(*args: Any) -> Trace:
-            nonlocal found
-            found = found or trace(*args)
-            return dataclasses.replace(found, channels=copy.deepcopy(found.channels))  # the rest is only read
-
-        def hold_once(model: nn.Module, forward: Callable, image: Tensor, space: ElasticSpace, plan: Plan) -> None:
-            if key not in known:
-                hold_what_differs(model, forward, image, space, plan)
-                if not found.boxes:  # which are modules of this model
-                    known[key] = found, [group.held_reason for group in space.groups]
-            else:
-                for group, reason in zip(space.groups, known[key][1], strict=True):
-                    group.held_reason = reason
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(make, "trace", trace_once)
-            patch.setattr(make, "hold_what_differs", hold_once)
-            return make.make_elastic(model, forward, **settings)
+    def hold_once(model: nn.Module, forward: Callable, image: Tensor, space: ElasticSpace, plan: Plan) -> None:
+        key = structure_of(model), image.shape, forward, str(space)
+        if key not in reasons:
+            hold_what_differs(model, forward, image, space, plan)
+            if forward is tensor_forward and not plan.found.boxes:
+                reasons[key] = [group.held_reason for group in space.groups]
+        else:
+            for group, reason in zip(space.groups, reasons[key], strict=True):
+                group.held_reason = reason
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmnetaug.models.netaug.make_elastic", make_elastic)
+        patch.setattr(make, "trace", trace_once)
+        patch.setattr(make, "hold_what_differs", hold_once)
         patch.setattr("torch.fx.config.do_not_emit_stack_traces", True)  # a tenth of the time of an export
         yield
 

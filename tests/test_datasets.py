@@ -38,13 +38,19 @@ from pycocotools.cocoeval import COCOeval
 
 import mmnetaug  # noqa: F401 (registers the data sets)
 from mmnetaug import terminal
+from mmnetaug.datasets import DatasetReport, check_data, fill_config, find_unlisted
 from mmnetaug.datasets import check as check_module
-from mmnetaug.datasets import check_data, check_dataset, fill_config, find_unlisted
 from mmnetaug.demo import digits
 from mmnetaug.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("mmdet_scope")
 CONFIGS = Path(__file__).parents[1] / "configs/_base_"
+
+
+def check_dataset(dataset: dict, split: str = "train") -> DatasetReport:
+    """Checks one data set."""
+    [report] = check_data(Config({f"{split}_dataloader": dict(dataset=dataset)}), (split,))
+    return report
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def test_the_line_that_a_kill_cut_is_left_out(tmp_path):
         assert read_log(tmp_path) == expected[: (length >= 22) + (length >= len(whole) - 1)]
     for bad in (b'{"loss": 1\n{}\n', b"[1]\n", b"\xff\n", b"NaNsense\n"):
         log.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"scalars\.json, line 1"):
+        with pytest.raises(UserError, match=r"scalars\.json, line 1"):
             read_log(tmp_path)
 
 

@@ -45,8 +45,7 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost
         input_shape: ``(1, C, H, W)``.
 
     Raises:
-        ValueError: The model cannot run at that input size, or uses an operator without a formula (compiled operators
-            of mmcv, such as deformable convolution), so that a count would be wrong.
+        ValueError: The model cannot be recorded, see :func:`mmnetaug.analysis.operators.record`.
     """
     recording = record(model, input_shape)
     return Cost(

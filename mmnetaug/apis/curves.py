@@ -15,25 +15,13 @@ from .evaluation import HEADLINES
 COUNTERS = {"step", "epoch", "iter", "time", "data_time"}
 
 
-def read_entries(work_dir: Path) -> list[dict[str, Any]]:
-    """Reads the log of a run.
-
-    Raises:
-        UserError: It is no log.
-    """
-    try:
-        return read_log(work_dir)
-    except ValueError as error:
-        raise UserError(f"this is no log of tools/train.py: {error}") from error
-
-
 def read_curve(work_dir: Path, key: str) -> dict[int, float]:
     """What a run logged under a name, by its step; a run that was resumed has several logs, of which the later counts.
 
     Raises:
         UserError: There is no log, or nothing in it has that name.
     """
-    entries = read_entries(work_dir)
+    entries = read_log(work_dir)
     curve = curve_of(entries, key)
     if not entries:
         raise UserError(f"{work_dir} is no work directory of tools/train.py: nothing in */vis_data/scalars.json")
@@ -69,7 +57,7 @@ def plot_run(work_dir: Path) -> Path | None:
     Returns:
         The picture, or None if nothing was logged.
     """
-    entries = read_entries(work_dir)
+    entries = read_log(work_dir)
     measured = dict.fromkeys(name for entry in entries if "loss" not in entry for name in entry if name not in COUNTERS)
     metric = next((name for name in (*HEADLINES, *measured) if name in measured), None)
     curves = {name: curve for name in ("loss", metric) if (curve := curve_of(entries, name))}

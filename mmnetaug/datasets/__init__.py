@@ -1,6 +1,6 @@
 """Data sets and transforms that mmdet and mmpretrain lack, and the checks of the data before training."""
 
-from .check import check_data, check_dataset, find_unlisted
+from .check import check_data, find_unlisted
 from .custom import fill_config, set_classes, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
 from .report import DatasetReport
@@ -13,7 +13,6 @@ __all__ = [
     "TrainOnDifficult",
     "VOCLayoutDataset",
     "check_data",
-    "check_dataset",
     "fill_config",
     "find_unlisted",
     "set_classes",

@@ -7,7 +7,7 @@ mmpretrain and dataset wrappers are checked in full; of any other data set, that
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmnetaug.config import SPLITS, as_list, split_leaves, type_name
+from mmnetaug.config import SPLITS, as_list, iter_heads, split_leaves, type_name
 from mmnetaug.errors import DataError
 from mmnetaug.terminal import Progress, abbreviate
 
@@ -29,7 +29,6 @@ from .voc import IMAGE_SUFFIXES, VOCLayoutDataset, inspect_voc, read_image_list
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half that number is decoded
 OPEN_ALL_UP_TO = 300_000  # files; of larger sets (ImageNet), only that sample is opened
-NOT_HEADS = ("backbone", "neck", "data_preprocessor", "rpn_head", "teacher")  # not classes of the data
 THREADS = 4  # Pillow releases the GIL while it decodes
 TOGETHER = 64  # files per task of a thread: single files would cost more to hand over than to check
 
@@ -40,6 +39,8 @@ FOLDERS_LAYOUT = """Images to classify lie in one folder per class, the same fol
 
 def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[DatasetReport]:
     """Check the data sets of a config, and that they, their evaluators and the model's head agree.
+
+    Of more than 2000 images, a fixed sample of 1000 is decoded.
 
     Args:
         cfg: A whole config.
@@ -132,37 +133,6 @@ def _find_evaluator_fault(evaluator: dict, dataset: dict) -> str | None:
 def _lies_at(dataset: dict, ann_file: str) -> bool:
     own = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
     return own.is_file() and own.samefile(ann_file)
-
-
-def check_dataset(dataset: dict, name: str = "train") -> DatasetReport:
-    """Check one data set; of more than 2000 images, a fixed sample of 1000 is decoded.
-
-    Args:
-        dataset: Its config, wrappers included. Its ``type`` must be registered.
-        name: Used in messages; a class without objects is an error in ``'train'`` and a warning elsewhere.
-
-    Returns:
-        The report.
-
-    Raises:
-        DataError: There are problems; the message lists all of them.
-    """
-    report = _inspect(dataset, name)
-    _find_absent_classes(report, name == "train")
-    _raise_problems([report])
-    return report
-
-
-def iter_heads(model: dict) -> Iterator[dict]:
-    """Yields the parts of a model's config whose ``num_classes`` follows the data."""
-    if model.get("num_classes") is not None:
-        yield model
-    for key, value in model.items():
-        if key in NOT_HEADS:
-            continue
-        for part in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(part, dict):
-                yield from iter_heads(part)
 
 
 def _raise_problems(reports: Iterable[DatasetReport]) -> None:

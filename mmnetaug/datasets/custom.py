@@ -11,10 +11,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmnetaug.config import SPLITS, split_leaves
+from mmnetaug.config import SPLITS, iter_heads, split_leaves
 from mmnetaug.errors import DataError
 
-from .check import iter_heads
 from .splits import find_splits, read_classes
 
 
