@@ -99,6 +99,12 @@ def test_netaug_configs_differ_from_their_plain_twins_in_netaug_alone(name):
     assert ours.to_dict() == theirs.to_dict()
 
 
+def test_both_configs_of_yolox_nano_with_relu6_have_one_network():
+    ours, theirs = build_network("yolox_nano_relu6_custom"), build_network("yolox_nano_relu6_coco")
+    assert str(ours.backbone) == str(theirs.backbone) and str(ours.neck) == str(theirs.neck)
+    assert str(ours.bbox_head) == str(theirs.bbox_head)
+
+
 @pytest.mark.parametrize("name", [*detection_names("voc"), *detection_names("coco")])
 def test_recipe_is_the_papers(name):
     cfg = load(name)

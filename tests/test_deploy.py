@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import make_class_folders, make_voc_folder
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmdet.apis import inference_detector, init_detector
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -33,7 +34,6 @@ from mmnetaug.deploy import latency
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum
 from mmnetaug.errors import UserError
-from mmnetaug.models import SameConv2d
 
 pytestmark = pytest.mark.slow
 
@@ -463,7 +463,7 @@ def test_pictures_side_by_side(place, tmp_path, capsys):
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (9, 3, 2), (8, 5, 2), (10, 7, 3), (7, 3, 1)])
 def test_same_padding_is_tensorflows(size, kernel, stride):
-    conv = SameConv2d(2, 4, kernel, stride)
+    conv = Conv2dAdaptivePadding(2, 4, kernel, stride)
     x = torch.rand(1, 2, size, size)
     out = conv(x)
     assert out.shape[2:] == (-(-size // stride),) * 2
@@ -478,7 +478,7 @@ def test_same_padding_changes_no_parameter_and_spares_the_padded_copies():
     same = dict(type="mmnetaug.SamePadding", model=backbone)
     plain, padded = (MODELS.build(Config(dict(model=config)).model) for config in (backbone, same))
     assert list(plain.state_dict()) == list(padded.state_dict())
-    assert sum(isinstance(module, SameConv2d) for module in padded.modules()) == 4
+    assert sum(isinstance(module, Conv2dAdaptivePadding) for module in padded.modules()) == 4
     sizes = [peak_memory(record(model, (1, 3, 64, 64))) for model in (plain, padded)]
     assert sizes[1].bytes < sizes[0].bytes and sizes[0].kind == "pad" and sizes[1].kind != "pad"
 
@@ -487,7 +487,7 @@ def test_same_padding_loads_by_mmdets_own_function(place):
     cfg = Config.fromfile(place / "plain.py")
     cfg.model = dict(type="mmnetaug.SamePadding", model=cfg.model)
     model = init_detector(cfg, None, palette="voc", device="cpu", cfg_options={})
-    assert any(isinstance(module, SameConv2d) for module in model.modules())
+    assert any(isinstance(module, Conv2dAdaptivePadding) for module in model.modules())
 
 
 def test_same_padding_inside_netaug():

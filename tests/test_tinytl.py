@@ -159,7 +159,7 @@ def test_convolutions_that_pad_by_themselves_are_refused():
     model = dict(type="mmnetaug.SamePadding", model=config("mobilenet_v2"))
     with (
         DefaultScope.overwrite_default_scope("mmpretrain"),
-        pytest.raises(ValueError, match=r"conv1\.conv is a SameConv2d"),
+        pytest.raises(ValueError, match=r"conv1\.conv is a Conv2dAdaptivePadding"),
     ):
         MODELS.build(dict(type="mmnetaug.TinyTL", model=model, input_size=SIZE))
 

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmnetaug.elastic import evaluating, find_spaces
-from mmnetaug.models.same_padding import same_sides
 from mmnetaug.models.tensor_mode import flatten_tensors, tensor_forward
 
 PRODUCTS_WITHOUT_FORMULA = {"mv", "addmv", "dot", "vdot"}
@@ -170,7 +169,7 @@ class _Recorder(TorchDispatchMode):
         source, sides = self.paddings[id(x)]
         around = [(sides + [0] * 4)[2:4], (sides + [0] * 4)[:2]]  # the last dimension comes first
         return len(self.paddings[id(x)][1]) <= 4 and all(
-            side == same_sides(*sizes)
+            side == _same_sides(*sizes)
             for side, *sizes in zip(around, source.shape[2:], weight.shape[2:], strides, dilation, strict=True)
         )
 
@@ -193,8 +192,14 @@ def _padded(
     for size, kernel, stride, pad, step in zip(x.shape[2:], kernels, strides, padding, dilation, strict=True):
         reach = (kernel - 1) * step + 1
         last = (size + 2 * pad - reach) // stride * stride + reach  # extent of the padded input that the windows cover
-        before, after = same_sides(size, kernel, stride, step)
+        before, after = _same_sides(size, kernel, stride, step)
         same &= pad == before and last - size - pad <= after
         same &= ceil(size / stride) == (size + 2 * pad - reach) // stride + 1
         sizes.append(size + 2 * pad)
     return None if same or not any(padding) else (*x.shape[:2], *sizes)
+
+
+def _same_sides(size: int, kernel: int, stride: int, step: int) -> list[int]:
+    """Zeros that "SAME" padding puts before and after ``size`` values; ``step`` is the dilation."""
+    total = max((ceil(size / stride) - 1) * stride + (kernel - 1) * step + 1 - size, 0)
+    return [total // 2, total - total // 2]

@@ -7,7 +7,7 @@ from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
 from .netaug import NetAug
-from .same_padding import SameConv2d, SamePadding
+from .same_padding import SamePadding
 from .tinyml import ARCHITECTURES, TinyNet
 from .tinytl import TinyTL
 from .yolov3 import DepthwiseYOLOV3Head, DepthwiseYOLOV3Neck
@@ -21,7 +21,6 @@ __all__ = [
     "DropoutClsHead",
     "MobileNetV2",
     "NetAug",
-    "SameConv2d",
     "SamePadding",
     "TinyNet",
     "TinyTL",

@@ -7,32 +7,14 @@ with PyTorch's padding needs a padded copy of the input of every strided convolu
 
 from __future__ import annotations
 
-from math import ceil
 from typing import Any
 
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmengine.registry import MODELS as ROOT_MODELS
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import nn
 
 from mmnetaug.config import with_preprocessor
 from mmnetaug.registry import MODELS
-
-
-def same_sides(size: int, kernel: int, stride: int, step: int) -> list[int]:
-    """Zeros that "SAME" padding puts before and after ``size`` values; ``step`` is the dilation."""
-    total = max((ceil(size / stride) - 1) * stride + (kernel - 1) * step + 1 - size, 0)
-    return [total // 2, total - total // 2]
-
-
-class SameConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with "SAME" padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        sides: list[int] = []
-        for size, kernel, stride, step in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True):
-            sides = [*same_sides(size, kernel, stride, step), *sides]  # the last dimension comes first
-        return super().forward(pad(x, sides) if any(sides) else x)
 
 
 @MODELS.register_module()
@@ -49,7 +31,7 @@ def SamePadding(model: dict[str, Any], data_preprocessor: dict[str, Any] | None 
     built = ROOT_MODELS.build(with_preprocessor(model, data_preprocessor))
     for module in built.modules():
         if type(module) is nn.Conv2d and max(module.stride) > 1 and _keeps_size(module):
-            module.__class__, module.padding = SameConv2d, (0, 0)
+            module.__class__, module.padding = Conv2dAdaptivePadding, (0, 0)
     return built
 
 
