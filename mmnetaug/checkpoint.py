@@ -186,14 +186,11 @@ def trusted_load() -> Iterator[None]:
 @contextlib.contextmanager
 def _switched(switch: str, overrules: str) -> Iterator[None]:
     """Sets one environment variable, unsets another, and restores both at the end."""
-    before = {name: os.environ.get(name) for name in (switch, overrules)}
+    before = {name: os.environ.pop(name) for name in (switch, overrules) if name in os.environ}
+    os.environ[switch] = "1"
     try:
-        os.environ[switch] = "1"
-        os.environ.pop(overrules, None)
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in (switch, overrules):
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -189,7 +189,7 @@ def test_new_images_in_the_same_memory_are_shown_to_the_teacher():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (distilled(classifier(8, classes=7)), "teacher tells 7 classes apart and the student 5"),
+        (distilled(classifier(8, classes=7)), "teacher has 7 classes and the student 5"),
         (distilled("absent.py"), "teacher's config cannot be read"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_teacher_that_cannot_teach(config, message):
 
 def test_the_tools_report_such_a_teacher_as_the_users_error():
     cfg = Config(dict(default_scope="mmpretrain", model=distilled(classifier(8, classes=7))))
-    with pytest.raises(UserError, match="cannot be built: ValueError: the teacher tells 7 classes apart"):
+    with pytest.raises(UserError, match="cannot be built: ValueError: the teacher has 7 classes"):
         build_model(cfg)
 
 

@@ -94,7 +94,8 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
         image = torch.empty(input_shape, device=device)
         counter = stack.enter_context(FlopCounterMode(display=False))
         recorder = stack.enter_context(_Recorder(model, counter, image))
-        stack.callback(recorder.remove_hooks)
+        for hook in recorder.hooks:
+            stack.callback(hook.remove)
         try:
             outputs = tensor_forward(model, image)
         except Exception as error:
@@ -123,10 +124,6 @@ class _Recorder(TorchDispatchMode):
             if name:
                 self.hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.layers.append(name)))
                 self.hooks.append(module.register_forward_hook(lambda *_: self.layers.pop() and None))
-
-    def remove_hooks(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         before = self.counter.get_total_flops()

@@ -57,12 +57,8 @@ class TerseRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:  # not the file's, which is a subclass
-                handler.addFilter(_is_no_list)
+                handler.addFilter(lambda record: not record.getMessage().lstrip("\n-").startswith(LISTS))
         return logger
-
-
-def _is_no_list(record: logging.LogRecord) -> bool:
-    return not record.getMessage().lstrip("\n-").startswith(LISTS)
 
 
 @contextlib.contextmanager

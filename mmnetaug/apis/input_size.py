@@ -93,16 +93,11 @@ def _refuse_other_sizes(pipeline: list[dict]) -> None:
             raise UserError(f"{kind} of the pipeline sets a size too, which cannot be changed: set it in the config")
 
 
-def _sized(pipeline: list[dict]) -> Iterator[tuple[dict, str]]:
-    for transform in pipeline:
-        key = SIZE_ARGUMENTS.get(type_name(transform))
-        if key and transform.get(key) is not None:
-            yield transform, key
-
-
 def _transforms_with_size(cfg: Config, split: str) -> list[tuple[dict, str]]:
     loader = cfg.get(f"{split}_dataloader")
-    return [item for pipeline in _pipelines(loader.dataset) for item in _sized(pipeline)] if loader else []
+    transforms = [one for pipeline in _pipelines(loader.dataset) for one in pipeline] if loader else []
+    keyed = [(one, SIZE_ARGUMENTS.get(type_name(one), "")) for one in transforms]
+    return [(one, key) for one, key in keyed if one.get(key) is not None]
 
 
 def _edges(transform: dict, key: str) -> tuple[int, ...]:

@@ -54,13 +54,7 @@ class NetworkReport:
             "not_counted": list(self.cost.not_counted) if self.cost else [],
             "cost_problem": self.cost_problem,
             "groups": [
-                {
-                    "name": group.name,
-                    "role": group.role,
-                    "base_width": group.base_width,
-                    "widths": list(group.widths),
-                    "held_reason": group.held_reason,
-                }
+                {name: getattr(group, name) for name in ("name", "role", "base_width", "widths", "held_reason")}
                 for group in self.groups
             ],
         }
@@ -166,7 +160,11 @@ def check_weights(
     anew: dict[str, list[str]] = {}
     if not complete:
         added = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "starts_anew", False))
-        telling = tuple(f"{name}." if name else "" for name, module in model.named_modules() if _tells_apart(module))
+        telling = tuple(
+            f"{name}." if name else ""
+            for name, module in model.named_modules()
+            if isinstance(classes := getattr(module, "num_classes", None), int) and classes > 0
+        )
         held = {name.partition(".")[0] for name in given} | {"backbone"}
         anew["made to be added"] = [name for name in absent if name.startswith(added)]
         if _has_backbone(model):
@@ -258,11 +256,6 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
 
 def _has_backbone(model: nn.Module) -> bool:
     return isinstance(getattr(model, "backbone", None), nn.Module)
-
-
-def _tells_apart(module: nn.Module) -> bool:
-    classes = getattr(module, "num_classes", None)
-    return isinstance(classes, int) and classes > 0
 
 
 def _layers_between(model: nn.Module, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

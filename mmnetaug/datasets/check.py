@@ -7,7 +7,7 @@ mmpretrain and dataset wrappers are checked in full; of any other data set, that
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -84,7 +84,10 @@ def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[Da
             report.problems.append(
                 f"its labels go from 0 to num_classes - 1 = {max(expected) - 1}: {abbreviate(beyond)} do not"
             )
-    _raise_problems(reports)
+    if bad := [report for report in reports if report.problems]:
+        parts = [f"{report.name} data: {problem}" for report in bad for problem in report.problems]
+        hints = dict.fromkeys(report.hint for report in bad if report.hint)
+        raise DataError("\n".join([*parts, *hints]))
     return reports
 
 
@@ -122,25 +125,13 @@ def _find_evaluator_fault(evaluator: dict, dataset: dict) -> str | None:
     path = evaluator.get("ann_file")
     if path and not Path(path).is_file():
         return f"is absent: {path}"
-    if path and type_name(evaluator) == "CocoMetric" and not _lies_at(dataset, path):
+    own = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+    if path and type_name(evaluator) == "CocoMetric" and not (own.is_file() and own.samefile(path)):
         try:
             read_coco(path)
         except DataError as error:
             return f"cannot be used: {error}"
     return None
-
-
-def _lies_at(dataset: dict, ann_file: str) -> bool:
-    own = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-    return own.is_file() and own.samefile(ann_file)
-
-
-def _raise_problems(reports: Iterable[DatasetReport]) -> None:
-    bad = [report for report in reports if report.problems]
-    if bad:
-        parts = [f"{report.name} data: {problem}" for report in bad for problem in report.problems]
-        hints = dict.fromkeys(report.hint for report in bad if report.hint)
-        raise DataError("\n".join([*parts, *hints]))
 
 
 def _inspect(dataset: dict, name: str, later_steps: Sequence = ()) -> DatasetReport:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .dry_run import hold_what_differs
 from .graph.export import Forward
@@ -54,7 +55,7 @@ def make_elastic(
     found = trace(model, forward, image)
     owners = collections.Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, dims in found.parameters.items():
-        if owners[id(_attribute(model, name))] > 1:
+        if owners[id(operator.attrgetter(name)(model))] > 1:
             for layout in dims.values():
                 found.channels.hold(layout, f"{name} is shared between modules")
     groups, group_of_run = find_groups(model, found, scope, width, expand, roles or {})
@@ -70,8 +71,3 @@ def make_elastic(
     fill_new_channels(model)
     model.elastic = space
     return space
-
-
-def _attribute(model: nn.Module, name: str) -> Tensor:
-    owner, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(owner), attribute)

@@ -31,10 +31,9 @@ class AmpAnywhere(AmpOptimWrapper):
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Context of a forward pass in mixed precision on the model's own device."""
-        with contextlib.ExitStack() as stack:
-            if self._on_cpu:
-                stack.enter_context(OptimWrapper.optim_context(self, model))
-                stack.enter_context(torch.autocast("cpu", self.cast_dtype))
-            else:
-                stack.enter_context(super().optim_context(model))
-            yield
+        if self._on_cpu:
+            with OptimWrapper.optim_context(self, model), torch.autocast("cpu", self.cast_dtype):
+                yield
+        else:
+            with super().optim_context(model):
+                yield

@@ -125,12 +125,8 @@ def _watched(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, Callable,
             if select := _class_scores(head):
                 yield name, (head, select, score_divergence)
     elif isinstance(getattr(model, "head", None), nn.Module):
-        divergence = sigmoid_divergence if _has_sigmoid(model.head) else softmax_divergence
-        yield "head", (model.head, flatten_tensors, divergence)
-
-
-def _has_sigmoid(head: nn.Module) -> bool:
-    return any(getattr(module, "use_sigmoid", False) for module in head.modules())
+        has_sigmoid = any(getattr(module, "use_sigmoid", False) for module in model.head.modules())
+        yield "head", (model.head, flatten_tensors, sigmoid_divergence if has_sigmoid else softmax_divergence)
 
 
 def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]] | None:

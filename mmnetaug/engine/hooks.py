@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -267,16 +268,10 @@ def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
     model = unwrapped(runner.model)
     with trusted_load():  # this run's own
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    meta = checkpoint["meta"]
-    return {
-        "state_dict": base_state_dict(model, checkpoint["state_dict"]),
-        "meta": {
-            "epoch": meta["epoch"],
-            "iter": meta["iter"],
-            "dataset_meta": _plain(meta.get("dataset_meta", {})),
-            "mmengine_version": meta["mmengine_version"],
-        },
-    }
+    meta = {name: checkpoint["meta"][name] for name in ("epoch", "iter", "mmengine_version")}
+    of_data = json.dumps(checkpoint["meta"].get("dataset_meta", {}), default=str, skipkeys=True)
+    meta["dataset_meta"] = json.loads(of_data)  # plain types, which load with weights_only=True
+    return {"state_dict": base_state_dict(model, checkpoint["state_dict"]), "meta": meta}
 
 
 def _check_epochs(runner: Runner, hook: str) -> None:
@@ -296,12 +291,3 @@ def tiny_path(path: str | Path) -> Path:
     """Path of a checkpoint's tiny twin."""
     path = Path(path)
     return path.with_name(f"{path.stem}_tiny.pth")
-
-
-def _plain(value: Any) -> Any:
-    """Converts to containers, numbers and strings, which load with ``weights_only=True``."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -59,7 +59,7 @@ class DistilledClassifier(ImageClassifier):
         classes, own = (getattr(getattr(model, "head", None), "num_classes", None) for model in (teacher, self))
         if classes != own:
             raise ValueError(
-                f"the teacher tells {classes} classes apart and the student {own}: a teacher must have been trained on "
+                f"the teacher has {classes} classes and the student {own}: a teacher must have been trained on "
                 "the student's classes, in the same order"
             )
         self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
@@ -78,7 +78,7 @@ class DistilledClassifier(ImageClassifier):
         """
         super().init_weights()
         if not any(any(pretrained(module)) for module in (self.teacher, self.teacher.backbone)):
-            raise ValueError("the teacher knows nothing: set teacher_checkpoint to its weights")
+            raise ValueError("the teacher has no weights: set teacher_checkpoint")
         with torch.random.fork_rng(devices=[]):  # also draws weights, which the checkpoint replaces
             self.teacher.init_weights()
         self._seen = None
