@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
 from networks import build_pair, detector_config
 from runs import BoxedNoise, run, runner_config
 from torch.utils.data import DataLoader
@@ -99,3 +102,12 @@ def test_a_schedule_without_netaug_is_an_error(tmp_path, hook):
 def test_the_schedule_rejects_nonsense():
     with pytest.raises(ValueError, match="width_until"):
         NetAugScheduleHook(width_until=-1)
+
+
+def test_a_runner_that_only_validates_needs_no_training(tmp_path):
+    config = runner_config(tmp_path, custom_hooks=None, train_dataloader=None, train_cfg=None, param_scheduler=None)
+    loader = dict(batch_size=2, dataset=dict(type="mmengine.BoxedNoise"), sampler=dict(type="DefaultSampler"))
+    evaluator = dict(type="DumpResults", out_file_path=str(tmp_path / "predictions.pkl"))
+    config |= dict(optim_wrapper=None, val_dataloader=loader, val_cfg=dict(), val_evaluator=evaluator)
+    Runner(**copy.deepcopy(config)).val()
+    assert (tmp_path / "predictions.pkl").is_file()

@@ -214,7 +214,8 @@ class TinyCheckpointHook(CheckpointHook):
         """Keeps the twins of the best checkpoints, and removes those of earlier ones."""
         before = self._best()
         super().after_val_epoch(runner, metrics)
-        self._keep_twins(runner, self._best())
+        if self._best():
+            self._keep_twins(runner, self._best())
         if is_main_process():
             for path in before - self._best():
                 tiny_path(path).unlink(missing_ok=True)
