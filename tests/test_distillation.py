@@ -368,6 +368,23 @@ def test_the_sum_can_be_normalized(clip):
     assert_updated(elastic, expected)
 
 
+@pytest.mark.parametrize("surgery", [None, "all"])
+def test_normalized_gradients_of_the_base_pass_alone(surgery):
+    """A parameter that the augmented pass does not use has half of its gradient too."""
+    elastic, _ = build_pair(classifier_config(), torch.float64)
+    elastic.register_parameter("extra", nn.Parameter(torch.ones((), dtype=torch.float64)))
+    parse, space = elastic.parse_losses, elastic.elastic
+
+    def parse_losses(losses: dict) -> tuple:
+        loss, log = parse(losses)
+        at_base = [group.width for group in space.groups] == space.base()
+        return (loss + elastic.extra if at_base else loss), log
+
+    elastic.parse_losses = parse_losses
+    step(elastic, labelled(), wrapper(elastic, normalize=True, surgery=surgery))
+    assert elastic.extra.item() == pytest.approx(1 - RATE / 2, abs=1e-12)
+
+
 @pytest.mark.parametrize("surgery", ["tensor", "all"])
 def test_surgery_removes_what_points_against_the_base_gradient(surgery):
     """The augmented loss is turned round, so that the two conflict: in all as one vector, and in most tensors."""

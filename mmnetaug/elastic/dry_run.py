@@ -1,4 +1,4 @@
-"""Runs wider networks before anything is widened, and holds channels with which they compute something else.
+"""Runs wider networks before anything is widened, and holds the channels whose widening changes the computation.
 
 The graph of the tiny network does not show everything. A forward pass may contain literal channel numbers
 (``x.split((32, 32))``), compute with them (``x / x.shape[1]``), branch on them, or differ in training. Wider networks

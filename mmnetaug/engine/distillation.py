@@ -158,7 +158,7 @@ def _class_scores(head: nn.Module) -> Callable[[Any], tuple[Tensor, ...]] | None
 
 
 def _times_objectness(classes: Tensor, objectness: Tensor) -> Tensor:
-    """The logit of σ(class) · σ(objectness), the score at inference: nothing trains class logits of background."""
+    """The logit of σ(class) · σ(objectness), the score at inference. Class logits of background are untrained."""
     product = F.logsigmoid(_exact(classes)) + F.logsigmoid(_exact(objectness))
     return product - torch.log(-torch.expm1(product.clamp(max=-1e-6)))
 

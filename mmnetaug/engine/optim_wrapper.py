@@ -311,10 +311,9 @@ class NetAugStep(Mixin):
             remove_conflict([pair for pair in pairs if None not in pair], per_tensor=self.surgery == "tensor")
         share = self._share_of_sum()
         for parameter, other in zip(parameters, self._other_gradients, strict=True):
-            if other is None:
-                continue
-            parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
-            if share != 1:
+            if other is not None:
+                parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
+            if share != 1 and parameter.grad is not None:
                 parameter.grad.mul_(share)
 
     def _scales_losses(self) -> bool:

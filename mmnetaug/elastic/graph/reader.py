@@ -162,7 +162,7 @@ class Reader:
             self.found.count_attributes.append((owner, attribute, layout, base))
 
     def note_literal(self, size: int, layout: Layout) -> None:
-        """Records that the current module counts channels in the one attribute of this value that its methods use."""
+        """Records the attribute that counts channels: the only one with this value that the module's methods use."""
         module = self.model.get_submodule(self.step.module)
         integers = {name: value for name, value in vars(module).items() if type(value) is int}
         equal = [name for name in _read_by_methods(module) if integers.get(name) == size]
