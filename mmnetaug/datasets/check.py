@@ -38,7 +38,7 @@ FOLDERS_LAYOUT = """Images to classify lie in one folder per class, the same fol
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ("train", "val")) -> list[DatasetReport]:
-    """Check the data sets of a config, and that they, their evaluators and the model's head agree.
+    """Checks the data sets of a config, and that they, their evaluators and the model's head agree.
 
     Of more than 2000 images, a fixed sample of 1000 is decoded.
 

@@ -65,7 +65,7 @@ _decoder = msgspec.json.Decoder(CocoFile)
 
 
 def read_coco(path: str | Path) -> CocoFile:
-    """Decode an annotation file.
+    """Decodes an annotation file.
 
     Raises:
         DataError: It cannot be read, or a value is missing or of the wrong type; the message says where.
@@ -78,7 +78,7 @@ def read_coco(path: str | Path) -> CocoFile:
 
 
 def inspect_coco(dataset: CocoDataset, report: DatasetReport) -> dict[str, tuple[int, int] | None]:
-    """Check the annotation file of a data set.
+    """Checks the annotation file of a data set.
 
     Args:
         dataset: Built, but not loaded.

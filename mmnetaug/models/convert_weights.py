@@ -49,7 +49,7 @@ _COUNTER = "num_batches_tracked"  # absent from old checkpoints, and nothing dep
 
 
 def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Rename and check the weights of a foreign classifier; those of mmpretrain's own networks are taken as they are.
+    """Renames and checks the weights of a foreign classifier; those of mmpretrain's own networks stay as they are.
 
     With the result, ``model`` computes what the foreign network computes in evaluation mode. Two details are adapted:
     a different epsilon of batch norms is added to their running variance, and where our squeeze-and-excitation or

@@ -71,7 +71,7 @@ class DistilledClassifier(ImageClassifier):
         return self._teacher[0]
 
     def init_weights(self) -> None:
-        """Initialise the student, and load the teacher's weights.
+        """Initialises the student, and loads the teacher's weights.
 
         Raises:
             ValueError: The teacher has no weights to load.

@@ -29,7 +29,7 @@ class DropBlock(nn.Module):
         self.drop_prob, self.block_size = drop_prob, block_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop blocks of ``x`` (N, C, H, W) in training mode."""
+        """Drops blocks of ``x`` (N, C, H, W) in training mode."""
         if not self.training:
             return x
         centres = (torch.rand(len(x), 1, *x.shape[2:], device=x.device) < self.drop_prob / self.block_size**2).float()

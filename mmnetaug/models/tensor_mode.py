@@ -19,7 +19,7 @@ DETECTOR_HEADS = (*DENSE_HEADS, "roi_head", "mask_head", "semantic_head", "panop
 
 
 def tensor_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Run ``model`` from a preprocessed batch to its raw outputs, without losses, decoding or NMS.
+    """Runs ``model`` from a preprocessed batch to its raw outputs, without losses, decoding or NMS.
 
     * mmdet detectors: backbone, neck and the dense heads. If other parts read the features too (a RoI head, a mask
       head, a transformer: see :func:`untraced_readers`), the features are returned as well, before the outputs of the

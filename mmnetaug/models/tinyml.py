@@ -127,7 +127,7 @@ ARCHITECTURES = {
 
 
 def round8(channels: float) -> int:
-    """Round to the nearest multiple of 8, at least 8 and never down by more than 10%."""
+    """Rounds to the nearest multiple of 8, at least 8 and never down by more than 10%."""
     return make_divisible(channels, 8)
 
 
@@ -172,7 +172,7 @@ class InvertedBottleneck(BaseModule):
         self.project_conv = ConvModule(hidden, out_channels, 1, norm_cfg=BN, act_cfg=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = x if self.expand_conv is None else self.expand_conv(x)
         out = self.depthwise_conv(out)
         if self.se is not None:
@@ -232,7 +232,7 @@ class TinyNet(BaseModule):
             self.stages.append(_build_features(table, channels, widen_factor))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images (N, 3, H, W) to one feature map per output index, in order."""
+        """Maps images (N, 3, H, W) to one feature map per output index, in order."""
         x = self.stem(x)
         outs = []
         for index, stage in enumerate(self.stages):

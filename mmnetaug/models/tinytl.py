@@ -108,11 +108,11 @@ class LiteResidual(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Zero-initialise the scale of the last norm, which a parent's initialiser may have changed."""
+        """Zero-initialises the scale of the last norm, which a parent's initialiser may have changed."""
         nn.init.zeros_(self.project.norm.weight)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, *size)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, *size)."""
         x = self.project(self.conv(F.avg_pool2d(x, 2, ceil_mode=True)))
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
@@ -121,7 +121,7 @@ class FrozenNorm(nn.BatchNorm2d):
     """Batch norm with frozen statistics and scale, which stores nothing for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W)."""
+        """Normalises (N, C, H, W)."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
         return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
@@ -146,7 +146,7 @@ class FrozenConv(nn.Conv2d):
     """Convolution with a frozen weight and a trained bias, if it has one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H', W')."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, H', W')."""
         settings = (self.stride, self.padding, self.dilation, self.groups)
         if x.requires_grad:
             x = _Convolution.apply(x, self.weight, *settings)

@@ -15,7 +15,7 @@ from mmnetaug.registry import MODELS
 
 
 def separate_convs(module: nn.Module) -> None:
-    """Replace every k x k ``ConvModule`` (k > 1) below ``module`` by a depthwise-separable one with its norm and act.
+    """Replaces every k x k ``ConvModule`` (k > 1) below ``module`` by a depthwise-separable one with its norm and act.
 
     Works in place; the new layers start as mmcv initialises them (He normal, fan-out).
     """
@@ -63,7 +63,7 @@ class DepthwiseYOLOV3Head(YOLOV3Head):
         separate_convs(self.convs_bridge)
 
     def init_weights(self) -> None:
-        """Initialise as mmdet does, but keep He normal weights before batch norms.
+        """Initialises as mmdet does, but keeps He normal weights before batch norms.
 
         mmdet's standard deviation of 0.01 suits the prediction layers. Before a batch norm, such small weights only
         increase the effective learning rate.
