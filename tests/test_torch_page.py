@@ -57,11 +57,11 @@ def elastic_with(function: Callable) -> nn.Module:
 
 
 def test_an_operator_gets_a_rule(monkeypatch):
-    monkeypatch.setitem(RULES, "my_activation", None)  # removed from the table when the test ends
+    monkeypatch.setitem(RULES, "mine::my_activation", None)  # removed from the table when the test ends
     scope = {}
     exec(compile(OPERATOR, "torch.md", "exec", dont_inherit=True), scope)  # annotations as they are written
     group, _ = elastic_with(scope["my_activation"]).elastic.groups
-    assert str(group) == "0: width, held at 16: my_activation in 1 is not understood"
+    assert str(group) == "0: width, held at 16: mine::my_activation in 1 is not understood"
     exec(RULE, {})
     network = elastic_with(scope["my_activation"])
     group, _ = network.elastic.groups

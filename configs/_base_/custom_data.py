@@ -1,4 +1,4 @@
-# A user's own data in Pascal VOC or COCO layout:
+# A user's own data in Pascal VOC, COCO or YOLO layout:
 #     python tools/train.py configs/yolov3_mbv3_w035_netaug_custom.py --data-root /path/to/data
 # mmnetaug.datasets.fill_config finds the layout and completes what is missing below: the files of the splits, the class
 # names, num_classes of the head and the evaluators.

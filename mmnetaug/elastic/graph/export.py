@@ -185,8 +185,11 @@ class _Unroller:
 
 
 def _name(node: fx.Node) -> str:
-    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]  # without the overload
-    return name if name.startswith("__") else name.rstrip("_")
+    """The operator's name without its overload; that of an operator outside of PyTorch has its namespace."""
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    name = name if name.startswith("__") else name.rstrip("_")
+    namespace = getattr(node.target, "namespace", "aten")
+    return name if namespace == "aten" else f"{namespace}::{name}"
 
 
 @contextlib.contextmanager

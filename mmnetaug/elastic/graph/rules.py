@@ -1,7 +1,7 @@
 """The rules: which channels the result of an operator has, and which channels must share one width.
 
-A rule is called as ``rule(reader, result, *arguments)``, with a ``Value`` for every tensor among the operator's
-arguments, and returns the result with its layouts. It raises ``NotUnderstood`` for uses that it does not cover: the
+A rule is called as ``rule(reader, out, *arguments)``, with a ``Value`` for the operator's result and for every tensor
+among its arguments, and returns the result with its layouts. It raises ``NotUnderstood`` for uses that it does not cover: the
 channels then stay at base width, with that reason.
 """
 
@@ -21,7 +21,7 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 """The rule of each operator, by its name without overload and trailing underscore.
 
-Operators that PyTorch tags as pointwise need none.
+Operators outside of PyTorch are named with their namespace: ``"mine::my_activation"``. Operators that PyTorch tags as pointwise need none.
 """
 
 
@@ -377,7 +377,7 @@ def split(reader: Reader, out: list[Value], x: Value, sizes: Any, dim: int = 0) 
     return [Value(item.shape, {**x.dims, dim: part}, pooled=x.pooled) for item, part in zip(out, parts, strict=True)]
 
 
-@register_rule("black_box")
+@register_rule("mmnetaug::black_box")
 def black_box(reader: Reader, out: Value, *args: Any) -> Value:
     raise NotUnderstood(f"{reader.step.module or 'a part of the network'} cannot be traced")
 
