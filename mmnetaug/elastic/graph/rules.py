@@ -1,8 +1,8 @@
 """The rules: which channels the result of an operator has, and which channels must share one width.
 
 A rule is called as ``rule(reader, out, *arguments)``, with a ``Value`` for the operator's result and for every tensor
-among its arguments, and returns the result with its layouts. It raises ``NotUnderstood`` for uses that it does not cover: the
-channels then stay at base width, with that reason.
+among its arguments, and returns the result with its layouts. It raises ``NotUnderstood`` for uses that it does not
+cover: the channels then stay at base width, with that reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 """The rule of each operator, by its name without overload and trailing underscore.
 
-Operators outside of PyTorch are named with their namespace: ``"mine::my_activation"``. Operators that PyTorch tags as pointwise need none.
+Operators outside of PyTorch are named with their namespace: ``"mine::my_activation"``. Operators that PyTorch tags as
+pointwise need none.
 """
 
 
