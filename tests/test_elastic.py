@@ -27,7 +27,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmnetaug.elastic import Elastic, base_state_dict, fill_new_channels, tiny_gradients_in_place, tiny_storage
+from mmnetaug.elastic import (
+    Elastic,
+    base_state_dict,
+    fill_new_channels,
+    make_elastic,
+    tiny_gradients_in_place,
+    tiny_storage,
+)
 
 every_backbone = pytest.mark.parametrize("backbone", list(BACKBONES))
 
@@ -60,6 +67,21 @@ def test_base_mode_is_the_plain_network_bit_for_bit(backbone, training):
         assert torch.equal(one, other)
     for key, value in base_state_dict(elastic).items():
         assert torch.equal(value, plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_linear_layer_in_base_mode_is_the_plain_one_bit_for_bit(images):
+    plain = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+    elastic = copy.deepcopy(plain)
+    make_elastic(elastic, lambda network, x: [network(x)], (3, 8, 8), [1, 2], [1, 2])
+    x = torch.rand(images, 3, 8, 8)
+    ours, reference = elastic(x), plain(x)
+    assert torch.equal(ours, reference)
+    for out in (ours, reference):
+        out.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in elastic.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(gradients[name][tuple(map(slice, parameter.shape))], parameter.grad), name
 
 
 @every_backbone

@@ -240,13 +240,15 @@ def _elastic_class(plain: type[nn.Module], tensors: tuple[str, ...], counts: tup
     def tensor_property(name: str) -> property:
         def read(self: Elastic) -> Tensor:
             tensor, axes = self.stored(name), self.elastic_axes[name]
-            if _adds_in_place and tensor.dim() > 1:  # the padding of vectors costs less than a call from Python
-                hooked = tensor._backward_hooks or tensor._post_accumulate_grad_hooks
-                if not hooked and all(axis.width == axis.base for axis in axes):
-                    return _TinyBlock.apply(tensor, self.base_block(name))
-            for axis in axes:
-                tensor = axis.take(tensor)
-            return tensor
+            # the padding of vectors costs less than a call from Python
+            in_place = _adds_in_place and tensor.dim() > 1 and all(axis.width == axis.base for axis in axes)
+            if in_place and not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+                tensor = _TinyBlock.apply(tensor, self.base_block(name))
+            else:
+                for axis in axes:
+                    tensor = axis.take(tensor)
+            # the strides of its weight decide by which matrix products PyTorch computes a linear layer, to rounding
+            return tensor.contiguous() if tensor.dim() == 2 else tensor
 
         return property(read)
 
