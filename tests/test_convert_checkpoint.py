@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from mmpretrain.structures import DataSample
 from test_tools import load_tool, run
 from torch import Tensor, nn
 
@@ -363,6 +365,32 @@ def test_a_wider_checkpoint_is_cut(source, tmp_path):
     assert torch.equal(cut["backbone.conv1.conv.weight"], stem[kept])
     assert torch.equal(cut["backbone.conv1.bn.running_var"], variance[kept])
     assert torch.equal(cut["backbone.layer1.0.conv.1.conv.weight"], project[narrow][:, kept])
+
+
+def test_a_cut_network_is_taught_by_the_wide_one(tmp_path):
+    """The commands of docs/train.md, up to the first step."""
+    wide, cut = tmp_path / "wide.pth", tmp_path / "cut.pth"
+    cfg = Config.fromfile(NETWORKS / "mobilenet_v2_w035_kd_in1k.py")
+    init_default_scope(cfg.default_scope)
+    plain = Config.fromfile(NETWORKS / "mobilenet_v2_w035_in1k.py").model
+    teacher = randomised(MODELS.build(dict(plain, backbone=dict(type="MobileNetV2"))))
+    torch.save(teacher.state_dict(), wide)
+    path = NETWORKS / "mobilenet_v2_w035_in1k.py"
+    assert run(convert_checkpoint, path, wide, "--out", cut, "--cut-from", 1.0) == 0
+    cfg.merge_from_dict(
+        {
+            "model.teacher": "mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py",
+            "model.teacher_checkpoint": str(wide),
+        }
+    )
+    student = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    student.init_weights()
+    load_checkpoint(student, str(cut), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    losses = student(images, [DataSample().set_gt_label(label) for label in (0, 1)], mode="loss")
+    scores, taught = student.head(student.extract_feat(images)), teacher.eval()(images)
+    expected = (taught.softmax(1) * (taught.log_softmax(1) - scores.log_softmax(1))).sum() / 2
+    torch.testing.assert_close(losses["loss_kd"], expected)
 
 
 def test_a_checkpoint_of_another_width_than_said_is_one_error(tmp_path, capsys):
