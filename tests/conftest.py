@@ -78,7 +78,6 @@ def equal_networks_are_traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "trace", trace_once)
         patch.setattr(make, "hold_what_differs", hold_once)
-        patch.setattr("torch.fx.config.do_not_emit_stack_traces", True)  # a tenth of the time of an export
         yield
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import config as fx_config
 from torch.utils import _pytree as pytree
 
 from .black_box import Boxes, boxed, reason_of
@@ -105,7 +106,7 @@ def export(model: nn.Module, forward: Forward, image: Tensor, boxes: Boxes) -> G
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
             return tuple(forward(self.model, image))
 
-    with evaluating(model), restored_attributes(model), boxed(boxes), torch.no_grad():
+    with evaluating(model), restored_attributes(model), boxed(boxes), without_stack_traces(), torch.no_grad():
         try:
             program = torch.export.export(Call(), (image,), strict=False)
         except Exception as error:
@@ -205,6 +206,17 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
         model.train(modes[model])
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Has ``torch.export`` record no stack traces, which nothing reads; older releases of PyTorch always do."""
+    before = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager
