@@ -113,7 +113,7 @@ $(WRITES_DOCS)/.installed: requirements-docs.txt
 
 # An environment of the user's: only looked at.
 existing:
-	@$(RUN) -c "import mmnetaug" || { echo "error: $(PYTHON) cannot be used as it is, see above"; exit 1; }
+	@$(RUN) -c "import mmnetaug.models" || { echo "error: $(PYTHON) cannot be used as it is, see above"; exit 1; }
 
 # Our own: see requirements.txt for why in this order. pip keeps the wheel of mmcv that it compiles, so the second
 # environment on a machine takes two minutes.

@@ -26,7 +26,9 @@ import torch
 
 import mmnetaug  # noqa: F401  (registers everything)
 from mmnetaug.apis.build import build_runner
-from mmnetaug.apis.cli import config_parser, fill_data, load_config, run_tool
+from mmnetaug.apis.cli import config_parser, run_tool
+from mmnetaug.apis.data import fill_data
+from mmnetaug.apis.load import load_config
 
 
 def cpu_ms(images: int, run: Callable[[], Any]) -> float:

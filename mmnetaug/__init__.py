@@ -1,26 +1,33 @@
 """Network Augmentation for tiny networks, as an extension of MMDetection and MMPretrain.
 
-Importing the package registers everything that configs name: ``custom_imports = dict(imports=['mmnetaug'])``.
+Importing the package lets configs name everything in it: ``custom_imports = dict(imports=['mmnetaug'])``. Unless mmdet
+is imported already, nothing more is imported before it is used, since torch and OpenMMLab take seconds: MMEngine
+imports what configs name by the registries (``registry.py``), and the names below are imported when they are read.
 """
 
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
 from . import environment
+from .version import __version__
+
+if TYPE_CHECKING:
+    from . import datasets, demo, elastic, engine, models, visualization
+    from .engine import (
+        BestPictureHook,
+        ChannelSortHook,
+        CPUTuningHook,
+        NetAugAmpOptimWrapper,
+        NetAugOptimWrapper,
+        NetAugScheduleHook,
+        TinyCheckpointHook,
+        TrainAccuracyHook,
+    )
+    from .models import NetAug
+    from .visualization import TensorboardIfInstalled
 
 environment.check()
-
-from . import datasets, demo, models
-from .engine import (
-    BestPictureHook,
-    ChannelSortHook,
-    CPUTuningHook,
-    NetAugAmpOptimWrapper,
-    NetAugOptimWrapper,
-    NetAugScheduleHook,
-    TinyCheckpointHook,
-    TrainAccuracyHook,
-)
-from .models import NetAug
-from .version import __version__
-from .visualization import TensorboardIfInstalled
 
 __all__ = [
     "BestPictureHook",
@@ -36,5 +43,22 @@ __all__ = [
     "__version__",
     "datasets",
     "demo",
+    "elastic",
+    "engine",
     "models",
+    "visualization",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.islower():
+        return importlib.import_module(f".{name}", __name__)
+    rooms = {"NetAug": "models", "TensorboardIfInstalled": "visualization"}
+    return getattr(importlib.import_module(f".{rooms.get(name, 'engine')}", __name__), name)
+
+
+if "mmdet.models" in sys.modules:  # nothing is gained by waiting
+    for _room in ("datasets", "demo", "engine", "models", "visualization"):
+        importlib.import_module(f".{_room}", __name__)

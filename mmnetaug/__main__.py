@@ -12,7 +12,8 @@ import runpy
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parent / ".mim/tools"  # as OpenMMLab's mim expects
+from mmnetaug.apis.cli import TOOLS
+
 OF_THE_REPOSITORY = ("paper",)  # it writes the repository's own pages
 
 

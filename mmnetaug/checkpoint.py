@@ -17,7 +17,6 @@ import contextlib
 import copy
 import os
 import pickle
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from torch import nn
 
 from mmnetaug.errors import CheckpointError
+from mmnetaug.files import is_local
 
 # torch's switches for code that cannot be changed, here mmengine's: the first overrides every call, the second only
 # calls without `weights_only`.
@@ -135,11 +135,6 @@ class ReadOnce(contextlib.AbstractContextManager):
 
     def __exit__(self, *error: object) -> None:
         CheckpointLoader.load_checkpoint = self._replaced
-
-
-def is_local(path: str) -> bool:
-    """Whether a checkpoint is a local file and not a URL or a name such as ``torchvision://resnet50``."""
-    return re.match(r"[\w-]+:(s3:)?//", path) is None
 
 
 def find_last_checkpoint(work_dir: Path) -> str | None:

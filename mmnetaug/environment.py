@@ -1,4 +1,4 @@
-"""Checks the installed packages at ``import mmnetaug``, before anything of OpenMMLab is imported.
+"""Checks the installed packages at ``import mmnetaug``, before torch or anything of OpenMMLab is imported.
 
 OpenMMLab comes in two lines with the same module names: the original one (mmengine, mmcv, mmdet, mmpretrain) and the
 maintained one (onedl-mmengine, onedl-mmcv, onedl-mmdetection, onedl-mmpretrain). Either works, but not one installed
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.abc
 import importlib.util
 import io
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.library import Library
@@ -44,7 +45,7 @@ _torchvision_schemas: Library | None = None
 
 
 def check() -> None:
-    """Checks the installed packages, and works around problems of importing torchvision and mmdet.
+    """Checks the installed packages, and has a problem of importing torchvision worked around when it is imported.
 
     Raises:
         ImportError: A package is missing, too old, or installed over its twin; the message says what to do for each.
@@ -56,8 +57,17 @@ def check() -> None:
             + "".join(f"  * {problem}\n" for problem in problems)
             + "A working environment: `make setup`, or the commands at the top of requirements.txt."
         )
-    _declare_torchvision_operators()
-    _import_datasets()
+    if "torchvision" not in sys.modules and not any(isinstance(one, _BeforeTorchvision) for one in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+class _BeforeTorchvision(importlib.abc.MetaPathFinder):
+    """Finds nothing: it is asked for torchvision before it is imported, and declares its operators if necessary."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            _declare_torchvision_operators()
 
 
 def _problems() -> list[str]:
@@ -140,7 +150,7 @@ def _declare_torchvision_operators() -> None:
     is done.
     """
     global _torchvision_schemas
-    import torch  # not at the top, since check() reports its absence
+    import torch  # not at the top, since check() reports its absence, and it takes seconds
 
     if hasattr(torch.ops.torchvision, "nms"):
         return
@@ -154,7 +164,7 @@ def _declare_torchvision_operators() -> None:
             _torchvision_schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def _import_datasets() -> None:
+def import_datasets() -> None:
     """Imports the data sets of mmdet and mmpretrain with their prints sent to standard error.
 
     Standard output is for the figures of ``--json -``. The maintained line notes that an optional package of its vendor

@@ -1,4 +1,4 @@
-"""Atomic writes, a lock for work directories, and logs whose last line may be incomplete."""
+"""Paths, atomic writes, a lock for work directories, and logs whose last line may be incomplete."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ PATIENCE = 10
 
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Error numbers that concern the storage, not the file."""
+
+
+def is_local(path: str) -> bool:
+    """Whether a checkpoint is a local file and not a URL or a name such as ``torchvision://resnet50``."""
+    return re.match(r"[\w-]+:(s3:)?//", path) is None
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether ``path`` is a file below ``folder``, with links resolved."""
+    return Path(path).is_file() and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Progress and abbreviated lists for the terminal."""
+"""Progress, abbreviated lists and sizes for the terminal."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -30,3 +31,16 @@ def abbreviate(items: Iterable, most: int = 5) -> str:
     """Lists the first items and the number of all others."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def parse_bytes(text: str) -> int:
+    """Parses a size such as ``320KB``, ``1MB``, ``1.5 MiB`` or a number; K and M are binary, as in data sheets.
+
+    Raises:
+        ValueError: The text is not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KM])i?)?B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"a size in bytes is written like 320KB or 1MB, not {text!r}")
+    factor = {"": 1, "K": 1024, "M": 1024**2}[(match[2] or "").upper()]
+    return int(float(match[1]) * factor)

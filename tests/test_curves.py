@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from test_tools import load_tool, run
 
 from mmnetaug.apis.build import build_runner
+from mmnetaug.apis.curves import read_curve
 from mmnetaug.engine.train_accuracy import TrainAccuracyHook
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def test_training_images_are_seen_as_validation_images_are(work_dir, tmp_path, c
     later = work_dir / "29991231_235959/vis_data/scalars.json"
     later.parent.mkdir(parents=True)
     later.write_text(json.dumps({"accuracy/top1": 77.0, "step": 2}) + "\n")
-    assert plot_curves.read_curve(work_dir, "accuracy/top1") == {1: validations[0]["accuracy/top1"], 2: 77.0}
+    assert read_curve(work_dir, "accuracy/top1") == {1: validations[0]["accuracy/top1"], 2: 77.0}
     out = tmp_path / "curves.png"
     assert run(plot_curves, work_dir, work_dir, "--legend", "one", "other", "--out", out) == 0
     assert out.stat().st_size > 5000

@@ -27,7 +27,10 @@ from torch import Tensor, nn
 
 from mmnetaug.analysis.memory import peak_memory
 from mmnetaug.analysis.operators import record
+from mmnetaug.apis import export as exporting
+from mmnetaug.apis import sweep as sweeping
 from mmnetaug.apis.build import build_model
+from mmnetaug.apis.compare import CELL
 from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load_tiny, replace_network, without_netaug
 from mmnetaug.apis.input_size import fix_input, set_input_size
 from mmnetaug.deploy import latency
@@ -80,7 +83,7 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
     assert len((tmp_path / "sweep/sweep.csv").read_text().splitlines()) == 5
     assert cv2.imread(str(tmp_path / "sweep/sweep.png")) is not None
 
-    monkeypatch.setattr(sweep, "measure", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(sweeping, "measure", lambda *args: pytest.fail("measured again"))
     assert run(sweep, *args, "--sizes", 64, 96) == 0
     last = max((data / "Annotations").glob("*.xml"))  # a test image's
     last.write_text(re.sub("<name>.*</name>", "<name>cat</name>", last.read_text()))
@@ -117,7 +120,7 @@ def test_latency_is_measured_in_every_runtime_that_can_run_the_network(capsys, m
 
 
 def test_classifiers_and_large_checkpoints_sweep(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "measure_latency", lambda *args: dict(latency_ms=1.0))  # measured for seconds
+    monkeypatch.setattr(sweeping, "measure_latency", lambda *args: dict(latency_ms=1.0))  # measured for seconds
     model = ["--model", "large", place / "classifier.py", place / "classifier.pth"]
     assert run(sweep, *model, "--work-dir", tmp_path, "--sizes", 64, 50) == 0
     figures = json.loads((tmp_path / "sweep.json").read_text())
@@ -128,8 +131,8 @@ def test_classifiers_and_large_checkpoints_sweep(place, tmp_path, monkeypatch):
 def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     # in this process: imports take longer than the training
     launched = []
-    monkeypatch.setattr(sweep, "measure_latency", lambda *args: dict(latency_ms=1.0))
-    monkeypatch.setattr(sweep, "launch", lambda command: launched.append(0) or load_tool("train").main(command[2:]))
+    monkeypatch.setattr(sweeping, "measure_latency", lambda *args: dict(latency_ms=1.0))
+    monkeypatch.setattr(sweeping, "launch", lambda command: launched.append(0) or load_tool("train").main(command[2:]))
     args = ["--model", "net", place / "netaug.py", "--train", "--sizes", 64, "--work-dir", tmp_path]
     args += ["--data-root", place / "data", "--cfg-options"]
     for _ in range(2):  # the second time it is all there
@@ -141,7 +144,7 @@ def test_sweep_can_train_at_each_size(place, tmp_path, monkeypatch, capsys):
     assert "holds a training by another config" in capsys.readouterr().err
     (tmp_path / "net/64/last_checkpoint").write_text("/where/it/was/epoch_1.pth")
     assert run(sweep, *args, "train_cfg.max_epochs=1") == 0
-    monkeypatch.setattr(sweep, "launch", lambda command: 0)  # a training that leaves nothing behind
+    monkeypatch.setattr(sweeping, "launch", lambda command: 0)  # a training that leaves nothing behind
     args[args.index(tmp_path)] = tmp_path / "other"
     assert run(sweep, *args, "train_cfg.max_epochs=1") == 1
     assert "left no checkpoint" in capsys.readouterr().err
@@ -320,10 +323,10 @@ def test_classifiers_export_at_the_size_of_their_images(place, tmp_path):
 
 def test_an_int8_network_that_lost_too_much_is_not_kept(place, tmp_path, capsys, monkeypatch):
     for writer in ("export_onnx", "quantize_onnx"):
-        monkeypatch.setattr(export, writer, lambda *args: args[-1].write_bytes(b"a network"))
-    monkeypatch.setattr(export, "OnnxNetwork", lambda *args: None)
-    monkeypatch.setattr(export.Verifier, "_measure", lambda *args: 0.5)
-    monkeypatch.setattr(export.Verifier, "exact", lambda verifier, *args: setattr(verifier, "reference", 0.6))
+        monkeypatch.setattr(exporting, writer, lambda *args: args[-1].write_bytes(b"a network"))
+    monkeypatch.setattr(exporting, "OnnxNetwork", lambda *args: None)
+    monkeypatch.setattr(exporting.Verifier, "_measure", lambda *args: 0.5)
+    monkeypatch.setattr(exporting.Verifier, "exact", lambda verifier, *args: setattr(verifier, "reference", 0.6))
     args = ["--out", tmp_path, "--to", "int8", "--data-root", place / "data", "--calibration-images", 1]
     assert run(export, place / "plain.py", place / "tiny.pth", *args) == 1
     assert "loses 0.1000 of" in capsys.readouterr().err
@@ -453,7 +456,7 @@ def test_pictures_side_by_side(place, tmp_path, capsys):
     args = [*model, "--data-root", place / "data", "--images", 0, 2, "--out", tmp_path / "x.jpg"]
     assert run(compare, *args) == 0
     height, width, _ = cv2.imread(str(tmp_path / "x.jpg")).shape
-    assert width == 2 * (compare.CELL + 4) and height == 2 * (240 + 24 + 4)
+    assert width == 2 * (CELL + 4) and height == 2 * (240 + 24 + 4)
     assert run(compare, *args[:-3], 9, *args[-2:]) == 1
     assert "--images go from 0 to 3" in capsys.readouterr().err
     args = ["--model", "tiny", REPO / "configs/yolov3_mbv3_w035_voc.py", place / "tiny.pth", *args[4:]]

@@ -40,8 +40,6 @@ def installed(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(
             environment.importlib.util, "find_spec", lambda name: None if name in absent_modules else object()
         )
-        monkeypatch.setattr(environment, "_declare_torchvision_operators", lambda: None)
-        monkeypatch.setattr(environment, "_import_datasets", lambda: None)
 
     return pretend
 
@@ -134,18 +132,21 @@ def test_bounds_are_those_of_the_installed_packages():
 # that loads, or one that does not.
 FAKE_TORCHVISION = 'import torch\n\n\n@torch.library.register_fake("torchvision::nms")\ndef nms(*_):\n    return None\n'
 LOADS_IT = """
-import importlib.util, sys, torch
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("environment", {environment!r})
+environment = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(environment)
+environment._problems = list
+environment.check()
+environment.check()  # a second time changes nothing
+assert "torch" not in sys.modules
+import torch
 if {loads}:
     def load_library(path):  # what a real library does when it is loaded
         global own
         own = torch.library.Library("torchvision", "DEF")
         own.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torch.ops.load_library = load_library
-spec = importlib.util.spec_from_file_location("environment", {environment!r})
-environment = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(environment)
-environment._declare_torchvision_operators()
-environment._declare_torchvision_operators()  # a second time changes nothing
 import torchvision
 print(environment._torchvision_schemas is not None)
 """
@@ -185,5 +186,5 @@ def test_what_an_import_prints_is_passed_on_without_the_notice(monkeypatch, caps
 
     monkeypatch.setattr(environment.importlib, "import_module", noisy)
     with pytest.raises(ImportError):
-        environment._import_datasets()
+        environment.import_datasets()
     assert capsys.readouterr() == ("", "a real problem\n")

@@ -36,6 +36,7 @@ from test_tools import CLASSES, DETECTOR, REPO, load_tool, run
 from torch import nn
 
 from mmnetaug.analysis.tradeoff import Point
+from mmnetaug.apis import sweep
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.cli import run_tool
 from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
@@ -53,9 +54,7 @@ NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it would take mi
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-sweep, export, compare, test, plot_curves = (
-    load_tool(name) for name in ("sweep", "export", "compare", "test", "plot_curves")
-)
+export, compare, test, plot_curves = (load_tool(name) for name in ("export", "compare", "test", "plot_curves"))
 
 
 def in_child(work: Callable[[Path], None], folder: Path, killed_at: int | None = None) -> int | None:

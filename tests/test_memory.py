@@ -15,10 +15,10 @@ from mmnetaug.analysis.memory import (
     deployed,
     layer_table,
     measure_footprint,
-    parse_bytes,
     peak_memory,
 )
 from mmnetaug.analysis.operators import record
+from mmnetaug.terminal import parse_bytes
 
 SHAPE = (1, 3, IMAGE, IMAGE)
 

@@ -20,6 +20,7 @@ from test_deploy import place  # noqa: F401  (a fixture)
 from test_tiny_detectors import TFLITE
 from test_tools import load_tool, run
 
+from mmnetaug.apis import predict as predicting
 from mmnetaug.apis.build import build_model
 from mmnetaug.deploy.onnx import export_onnx
 from mmnetaug.deploy.tflite import convert_tflite
@@ -96,7 +97,7 @@ def test_a_camera_is_read_until_it_ends_or_ctrl_c(place, tmp_path, monkeypatch):
     for shade in (0, 100, 200):
         writer.write(np.full((64, 96, 3), shade, np.uint8))
     writer.release()
-    real, infer, seen = cv2.VideoCapture, predict.infer, []
+    real, infer, seen = cv2.VideoCapture, predicting.infer, []
 
     def stop_at_the_last(*args):
         seen.append(args)
@@ -105,7 +106,7 @@ def test_a_camera_is_read_until_it_ends_or_ctrl_c(place, tmp_path, monkeypatch):
         return infer(*args)
 
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: real(str(tmp_path / "film.avi") if source == 0 else source))
-    monkeypatch.setattr(predict, "infer", stop_at_the_last)
+    monkeypatch.setattr(predicting, "infer", stop_at_the_last)
     monkeypatch.chdir(tmp_path)
     args = [place / "plain.py", place / "tiny.pth", 0, "--data-root", place / "data", "--out-dir", tmp_path / "out"]
     for frames in (3, 2):

@@ -94,7 +94,9 @@ def test_a_full_disk_is_one_error_and_no_half_file(place, tmp_path, capsys, monk
     else:
         size = 60_000 if tool == "train" else 5000
     if writer.endswith("int8"):
-        monkeypatch.setattr(TOOLS["export"], "export_onnx", lambda *args: shutil.copy(place / "tiny.onnx", args[-1]))
+        monkeypatch.setattr(
+            "mmnetaug.apis.export.export_onnx", lambda *args: shutil.copy(place / "tiny.onnx", args[-1])
+        )
         size = (place / "tiny.onnx").stat().st_size + 5000  # room for the float file, but not for its preparation
     with largest_file(size):
         assert run(TOOLS[tool], *arguments(args, place, tmp_path / "out")) == 1
@@ -116,7 +118,7 @@ def test_the_storage_s_errors_are_the_user_s_wherever_they_come_from(place, tmp_
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(TOOLS["describe"], "inspect_network", fail)
+    monkeypatch.setattr("mmnetaug.apis.describe.inspect_network", fail)
     assert run(TOOLS["describe"], place / "plain.py") == 1
     assert f"error: {error}" in capsys.readouterr().err
 

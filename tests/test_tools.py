@@ -23,8 +23,10 @@ from mmengine.runner import Runner
 from networks import build_pair, detector_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmnetaug.apis.cli import add_runner_arguments, config_parser, load_config, shipped_configs
+from mmnetaug.apis import train as training
+from mmnetaug.apis.cli import AUTO, SECTIONS, add_runner_arguments, check_names, config_parser, shipped_configs
 from mmnetaug.apis.evaluation import load_tiny
+from mmnetaug.apis.load import load_config
 from mmnetaug.apis.options import check_options
 from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
 from mmnetaug.apis.schedule import set_epochs
@@ -251,25 +253,25 @@ def test_classifiers_train_too_and_netaug_stays_on_in_mixed_precision(tmp_path):
     ],
 )
 def test_amp(before, after, monkeypatch):
-    monkeypatch.setattr(train, "get_device", lambda: "cuda")
+    monkeypatch.setattr(training, "get_device", lambda: "cuda")
     cfg = Config(dict(optim_wrapper=dict(type=before, alpha=0.5)))
-    train.use_amp(cfg)
+    training.use_amp(cfg)
     assert cfg.optim_wrapper == dict(type=after, alpha=0.5)
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_amp_is_refused_where_mmengine_s_wrapper_does_not_run(device, monkeypatch):
-    monkeypatch.setattr(train, "get_device", lambda: device)
+    monkeypatch.setattr(training, "get_device", lambda: device)
     with pytest.raises(UserError, match=f"needs a GPU: .* does not run on {device}"):
-        train.use_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
+        training.use_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
     cfg = Config(dict(optim_wrapper=dict(type="mmnetaug.NetAugOptimWrapper")))
-    train.use_amp(cfg)
+    training.use_amp(cfg)
     assert cfg.optim_wrapper.type == "mmnetaug.NetAugAmpOptimWrapper"
 
 
 def test_amp_is_refused_where_it_would_switch_something_off():
     with pytest.raises(UserError, match="no mixed-precision twin of optim_wrapper"):
-        train.use_amp(Config(dict(optim_wrapper=dict(type="ApexOptimWrapper"))))
+        training.use_amp(Config(dict(optim_wrapper=dict(type="ApexOptimWrapper"))))
 
 
 @pytest.mark.parametrize(
@@ -284,16 +286,16 @@ def test_amp_is_refused_where_it_would_switch_something_off():
 def test_checkpoint_hook(hook, expected):
     given = dict(checkpoint=hook) if hook != {} else {}
     cfg = Config(dict(default_hooks=dict(timer=dict(type="IterTimerHook"), **given)))
-    train.use_tiny_checkpoints(cfg)
+    training.use_tiny_checkpoints(cfg)
     assert cfg.default_hooks == dict(timer=dict(type="IterTimerHook"), checkpoint=expected)
 
 
 def test_scaled_learning_rate():
     cfg = Config(dict(auto_scale_lr=dict(base_batch_size=64)))
-    train.use_scaled_lr(cfg)
+    training.use_scaled_lr(cfg)
     assert cfg.auto_scale_lr == dict(base_batch_size=64, enable=True)
     with pytest.raises(UserError, match="base_batch_size"):
-        train.use_scaled_lr(Config({}))
+        training.use_scaled_lr(Config({}))
 
 
 def test_the_newest_checkpoint_is_resumed_where_the_note_of_the_last_is_empty(tmp_path):
@@ -302,14 +304,14 @@ def test_the_newest_checkpoint_is_resumed_where_the_note_of_the_last_is_empty(tm
     os.utime(tmp_path / "epoch_9.pth", (1, 1))
     for note in ("", str(tmp_path / "moved/epoch_11.pth")):
         (tmp_path / "last_checkpoint").write_text(note)
-        assert train.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_10.pth")
+        assert training.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_10.pth")
     (tmp_path / "last_checkpoint").write_text("/elsewhere/epoch_9.pth")
-    assert train.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_9.pth")
+    assert training.find_last_checkpoint(tmp_path) == str(tmp_path / "epoch_9.pth")
 
 
 def test_nothing_to_resume_is_a_start(tmp_path, capsys):
     cfg = Config(dict(work_dir=str(tmp_path), load_from="pretrained.pth"))
-    train.set_resume(cfg, "auto")
+    training.set_resume(cfg, AUTO)
     assert cfg.load_from == "pretrained.pth" and not cfg.get("resume")
     assert "starting from the beginning" in capsys.readouterr().out
 
@@ -365,7 +367,7 @@ def test_describe_measures_the_latency_of_the_tiny_network(place, tmp_path, caps
         assert not find_spaces(model) and not model.training and shape == (1, 3, 64, 64)
         return dict(latency_ms=2.0, onnx_ms=1.0)
 
-    monkeypatch.setattr(describe, "measure_latency", measure)
+    monkeypatch.setattr("mmnetaug.apis.describe.measure_latency", measure)
     assert run(describe, place / "netaug.py", "--latency", "--json", tmp_path / "figures.json") == 0
     assert "latency: PyTorch 2.0 ms, ONNX Runtime 1.0 ms" in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["latency"] == dict(latency_ms=2.0, onnx_ms=1.0)
@@ -547,6 +549,7 @@ def test_configs_have_no_misspelt_option():
     stock += ["mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py", "mmpretrain::resnet/resnet50_8xb32_in1k.py"]
     configs = [Config.fromfile(path) for path in shipped_configs().values()]
     for cfg in configs + [Config.fromstring(f"_base_ = {name!r}", ".py") for name in stock]:
+        check_names(cfg, SECTIONS)
         check_options(cfg)
 
 
@@ -663,7 +666,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(("where", "message"), [("", "it is a folder"), ("plain.py/x.json", "plain.py")])
 def test_results_that_cannot_be_written_are_told_before_the_work(place, capsys, monkeypatch, where, message):
-    monkeypatch.setattr(describe, "describe", lambda args: pytest.fail("the work was begun"))
+    monkeypatch.setattr("mmnetaug.apis.describe.describe", lambda args, cfg: pytest.fail("the work was begun"))
     assert run(describe, place / "plain.py", "--json", place / where) == 1
     assert re.search(f"^error: .* cannot be written: .*{message}", capsys.readouterr().err)
 

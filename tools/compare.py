@@ -4,24 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from torch.utils.data import Dataset
-
-import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.apis.cli import load_test_config, run_tool
-from mmnetaug.apis.evaluation import build_tiny, load_tiny
-from mmnetaug.datasets import check_data
-from mmnetaug.errors import UserError
-from mmnetaug.files import replaced_when_done
-
-CELL = 320  # pixels
+from mmnetaug.apis.cli import add_cfg_options_argument, start_tool
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,88 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="PATH.jpg", help="the picture")
     parser.add_argument("--score", type=float, default=0.3, help="minimum score to draw (default: 0.3)")
     parser.add_argument("--data-root", metavar="PATH", help="folder of the data, in place of the configs' data_root")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of all configs"
-    )
+    add_cfg_options_argument(parser, "all configs")
     parser.add_argument("--trust-checkpoint", action="store_true", help="let checkpoints run code when they are loaded")
-    return run_tool(compare, parser.parse_args(argv))
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Runs the detectors and writes the picture: one row per image, one column per network."""
-    if not args.out.endswith((".jpg", ".png")):
-        raise UserError(f"--out must end with .jpg or .png, got {args.out}")
-    columns: list[list[np.ndarray]] = []
-    paths: list[str] = []
-    for label, config, checkpoint in args.model:
-        cfg = load_test_config(args, config)
-        check_data(cfg, ("test",))
-        data = test_data(cfg, args.images)
-        names = data.metainfo.get("classes") or ()
-        plain, state = load_tiny(cfg, checkpoint, args.trust_checkpoint, names)
-        samples = predict(data, build_tiny(plain, state), args.images)
-        shown = [sample.img_path for sample in samples]
-        if paths and shown != paths:
-            raise UserError(f"{config} has other test images than {args.model[0][1]}")
-        paths = shown
-        if not columns:
-            columns.append([draw(s, s.gt_instances, names, "annotated") for s in samples])
-        columns.append([draw(s, confident(s.pred_instances, args.score), names, label) for s in samples])
-    rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
-    suffix = Path(args.out).suffix
-    _, encoded = cv2.imencode(suffix, np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    with replaced_when_done(args.out) as temporary:
-        temporary.write_bytes(encoded.tobytes())  # OpenCV's own writer does not report a full disk
-    print(f"written: {args.out}")
-
-
-def test_data(cfg: Config, indices: list[int]) -> Dataset:
-    """Builds the test data set of a config, and checks that it has these images."""
-    init_default_scope(cfg.get("default_scope") or "mmengine")
-    dataset = Runner.build_dataloader(
-        dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
-    ).dataset
-    if absent := [index for index in indices if not 0 <= index < len(dataset)]:
-        raise UserError(f"--images go from 0 to {len(dataset) - 1}, got {absent[0]}")
-    return dataset
-
-
-def predict(dataset: Dataset, model: torch.nn.Module, indices: list[int]) -> list:
-    """Predictions for chosen images, in coordinates of the original image."""
-    samples = []
-    for index in indices:
-        item = dataset[index]
-        with torch.no_grad():
-            [sample] = model.test_step({"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]})
-        if not hasattr(sample, "pred_instances"):
-            raise UserError(f"{type(model).__name__} is no detector")
-        samples.append(sample)
-    return samples
-
-
-def confident(instances, score: float):
-    """The predictions with at least this score."""
-    return instances[instances.scores >= score]
-
-
-def draw(sample, instances, names: tuple[str, ...], label: str) -> np.ndarray:
-    """One cell of the picture, (height, ``CELL``, 3)."""
-    image = cv2.imread(sample.img_path)
-    factor = CELL / image.shape[1]
-    image = cv2.resize(image, (CELL, round(image.shape[0] * factor)), interpolation=cv2.INTER_AREA)
-    boxes = instances.bboxes
-    boxes = (boxes.tensor if hasattr(boxes, "tensor") else boxes).numpy()
-    scores = instances.scores.tolist() if "scores" in instances else [None] * len(boxes)
-    for box, kind, score in zip(boxes, instances.labels.tolist(), scores, strict=True):
-        hue = np.uint8([[[180 * kind // len(names), 255, 230]]])
-        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].tolist()
-        x1, y1, x2, y2 = (round(float(edge) * factor) for edge in box)
-        cv2.rectangle(image, (x1, y1), (x2, y2), colour, 2)
-        text = names[kind] + (f" {score:.2f}" if score is not None else "")
-        cv2.putText(image, text, (x1, max(y1 - 4, 10)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
-    banner = np.full((24, CELL, 3), 255, np.uint8)
-    cv2.putText(banner, label, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    return cv2.copyMakeBorder(np.concatenate([banner, image]), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255,) * 3)
+    return start_tool("compare", parser.parse_args(argv), needs_data=True)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,22 @@ import argparse
 import sys
 from fnmatch import fnmatch
 
-from mmnetaug.apis.cli import run_tool, shipped_configs
-from mmnetaug.errors import UserError
+from mmnetaug.apis.cli import shipped_configs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names to list, such as 'yolov3_*'")
-    return run_tool(list_configs, parser.parse_args(argv))
-
-
-def list_configs(args: argparse.Namespace) -> None:
-    """Print a line for each config whose name matches."""
-    found = {name: path for name, path in shipped_configs().items() if fnmatch(name, args.pattern)}
+    pattern = parser.parse_args(argv).pattern
+    found = {name: path for name, path in shipped_configs().items() if fnmatch(name, pattern)}
     if not found:
-        raise UserError(f"no config is called {args.pattern}")
+        print(f"error: no config is called {pattern}", file=sys.stderr)
+        return 1
     width = max(map(len, found))
     for name, path in found.items():
         print(f"{name:{width}}  {path}")
+    return 0
 
 
 if __name__ == "__main__":

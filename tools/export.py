@@ -3,34 +3,11 @@ before it is given its name."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import copy
-import io
 import sys
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.registry import DATASETS
-from torch import nn
-
-import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.apis.cli import add_size_argument, at_least_one, config_parser, fill_data, load_config, run_tool
-from mmnetaug.apis.evaluation import RawOutputs, build_tiny, calibration_images, evaluate, head_of, load_tiny
-from mmnetaug.apis.input_size import set_input_size, shape_of_images
-from mmnetaug.checkpoint import read_checkpoint
-from mmnetaug.datasets import check_data
-from mmnetaug.deploy.onnx import OnnxNetwork, Raw, export_onnx, quantize_onnx
-from mmnetaug.deploy.tflite import TFLiteNetwork, arena_size, convert_tflite
-from mmnetaug.errors import UserError
-from mmnetaug.files import replaced_when_done
+from mmnetaug.apis.cli import add_size_argument, at_least_one, config_parser, start_tool
 
 FORMATS = ("stock", "onnx", "int8", "tflite")
-ROUNDING = 1e-3  # of the largest output: tolerance for other float32 kernels
-SAME = 0.0005  # AP50 or top-1 to three decimals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,147 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--trust-checkpoint", action="store_true", help="let the checkpoint run code when it is loaded")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
-    return run_tool(export, parser.parse_args(argv))
-
-
-def export(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes and verifies each format; returns the figures."""
-    cfg = load_config(args)
-    if "tflite" in args.to and not args.tflite_python:
-        raise UserError("--to tflite needs --tflite-python, see docs/deploy.md")
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader to verify an export with")
-    if args.size is not None:
-        set_input_size(cfg, args.size)
-    reports = check_data(cfg, ("test", "train") if {"int8", "tflite"} & set(args.to) else ("test",))
-    plain, state = load_tiny(cfg, args.checkpoint, args.trust_checkpoint, reports[0].classes)
-    model = build_tiny(plain, state)
-    head_of(model)  # rejects models that cannot be exported
-    shape = shape_of_images(plain, model)
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "export"
-    stem = f"{Path(args.checkpoint).stem.removesuffix('_tiny')}_tiny"
-
-    verifier = Verifier(plain, state, model, shape, out, args.max_drop)
-    formats = set(args.to) | ({"onnx"} if "int8" in args.to else set())
-    images = None
-    if formats & {"int8", "tflite"}:
-        images = list(calibration_images(plain, model, args.calibration_images, shape[2:]))
-    if "stock" in formats:
-        with replaced_when_done(out / f"{stem}.pth") as temporary:
-            save_stock(model, plain, temporary)
-            verifier.stock(temporary)
-        verifier.written(out / f"{stem}.pth")
-        with replaced_when_done(out / f"{stem}.py") as temporary:
-            temporary.write_text(plain.pretty_text)
-        verifier.written(out / f"{stem}.py")
-    if "onnx" in formats:
-        with replaced_when_done(out / f"{stem}.onnx") as temporary:
-            export_onnx(model, shape, temporary)
-            verifier.exact("ONNX fp32", OnnxNetwork(temporary, shape))
-        verifier.written(out / f"{stem}.onnx")
-    if "int8" in formats:
-        target = out / f"{stem}_int8.onnx"
-        with replaced_when_done(target) as temporary:
-            quantize_onnx(out / f"{stem}.onnx", images, temporary)
-            verifier.close("ONNX int8", OnnxNetwork(temporary, shape))
-        verifier.written(target)
-    if "tflite" in formats:
-        names = [out / f"{stem}.tflite", out / f"{stem}_int8.tflite"]
-        with contextlib.ExitStack() as stack:
-            temporary = [stack.enter_context(replaced_when_done(name)) for name in names]
-            convert_tflite(args.tflite_python, model, shape, images, *temporary)
-            with TFLiteNetwork(args.tflite_python, temporary[0]) as network:
-                verifier.exact("TFLite fp32", network, batch=1)
-            with TFLiteNetwork(args.tflite_python, temporary[1]) as network:
-                verifier.close("TFLite int8", network)
-        for name in names:
-            verifier.written(name)
-        try:
-            arena = arena_size(args.tflite_python, names[1])
-        except UserError as error:  # the files are written and verified
-            arena = None
-            print(f"TensorFlow Lite Micro cannot run it, arena not measured: {error}")
-        else:
-            if not arena:
-                print("TensorFlow Lite Micro is not installed there: arena not measured")
-        verifier.figures["arena"] = arena
-        if arena:
-            print(
-                f"TensorFlow Lite Micro: arena of {arena['total']} bytes, {arena['head']} of them for activations; its "
-                f"outputs differ from LiteRT's by {arena['largest_difference']} steps of int8 at the most"
-            )
-    return verifier.figures
-
-
-def save_stock(model: nn.Module, cfg: Config, path: Path) -> None:
-    """Writes a stock checkpoint with the class names."""
-    meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
-    meta = {key: list(meta[key]) for key in ("classes", "palette") if meta.get(key)}
-    written = io.BytesIO()  # torch's own writer hides the cause of an error
-    torch.save({"state_dict": model.state_dict(), "meta": {"dataset_meta": meta}}, written)
-    path.write_bytes(written.getvalue())
-
-
-class Verifier:
-    """Compares exported files with the PyTorch network, and prints the figures of both."""
-
-    def __init__(self, cfg, state, model: nn.Module, shape: tuple[int, ...], out: Path, max_drop: float) -> None:
-        self.cfg, self.state, self.model, self.shape = cfg, state, model, shape
-        self.out, self.max_drop = out, max_drop
-        self.figures: dict[str, Any] = {"input_shape": list(shape), "files": []}
-        self.metric, self.reference = "", None
-
-    def stock(self, path: Path) -> None:
-        """Checks that the file loads strictly, with tensors only, and holds the same weights."""
-        copied = copy.deepcopy(self.model)
-        copied.load_state_dict(read_checkpoint(str(path), trusted=False)["state_dict"], strict=True)
-        same = zip(copied.state_dict().values(), self.model.state_dict().values(), strict=True)
-        if not all(a.equal(b) for a, b in same):
-            raise UserError("the stock checkpoint does not hold the weights that were given")
-
-    def exact(self, name: str, run: RawOutputs, batch: int = 3) -> None:
-        """Checks that outputs equal PyTorch's up to rounding, and the metric to three decimals."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(batch, *self.shape[1:], generator=generator)
-        with torch.no_grad():
-            expected = [tensor.numpy() for tensor in Raw(self.model)(images)]
-        error = max(
-            float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6))
-            for a, b in zip(expected, run(images.numpy()), strict=True)
-        )
-        value = self._measure(name, run)
-        self.figures[f"{name} output error"] = error
-        print(f"{name}: outputs differ by {error:.1e} of the largest")
-        if not (error <= ROUNDING and abs(value - self.reference) <= SAME):  # NaN is neither
-            raise UserError(f"{name} does not compute the same as PyTorch: it was not kept")
-
-    def close(self, name: str, run: RawOutputs) -> None:
-        """Checks that the metric drops by at most ``max_drop``."""
-        value = self._measure(name, run)
-        if not self.reference - value <= self.max_drop:
-            raise UserError(
-                f"{name} loses {self.reference - value:.4f} of {self.metric}, more than --max-drop {self.max_drop}: it "
-                "was not kept. More --calibration-images may help"
-            )
-
-    def written(self, path: Path) -> None:
-        """Records a file that was renamed to its final name."""
-        self.figures["files"].append(str(path))
-        print(f"written: {path} ({path.stat().st_size / 1024:.0f} KB)")
-
-    def _measure(self, name: str, run: RawOutputs) -> float:
-        if self.reference is None:
-            self.metric, self.reference = self._evaluate(None)
-            self.figures[f"PyTorch {self.metric}"] = self.reference
-            print(f"PyTorch: {self.metric} {self.reference:.4f}")
-        value = self._evaluate(run)[1]
-        self.figures[f"{name} {self.metric}"] = value
-        print(f"{name}: {self.metric} {value:.4f} ({value - self.reference:+.4f} against PyTorch)")
-        return value
-
-    def _evaluate(self, run: RawOutputs | None) -> tuple[str, float]:
-        return evaluate(self.cfg, self.state, str(self.out / "log"), self.shape[2:], run)
+    return start_tool("export", parser.parse_args(argv), needs_data=True)
 
 
 if __name__ == "__main__":

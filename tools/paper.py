@@ -9,16 +9,15 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from mmengine.config import Config
 
-import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.analysis.cost import count_cost
-from mmnetaug.apis.build import build_model
 from mmnetaug.apis.cli import run_tool
 from mmnetaug.files import replaced_when_done
+
+if TYPE_CHECKING:
+    from mmnetaug.analysis.cost import Cost
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/paper.md"
@@ -211,8 +210,7 @@ def count_networks() -> list[dict[str, Any]]:
     """Cost of the paper's classifiers: input side in pixels, parameters, MACs of convolutions and linear layers."""
     figures = []
     for name, network in NETWORKS.items():
-        model = build_model(Config.fromfile(REPO / f"configs/classification/imagenet/{name}_in1k.py"))
-        cost = count_cost(model, (1, 3, network.size, network.size))
+        cost = _cost(f"classification/imagenet/{name}_in1k.py", network.size)
         figures.append(dict(network=name, input=network.size, params=cost.params, macs=cost.macs))
     return figures
 
@@ -275,8 +273,16 @@ def _row_table(rows: list[Row]) -> list[str]:
 
 @functools.cache
 def _detector_cost(config: str) -> str:
-    model = build_model(Config.fromfile(REPO / "configs" / config))
-    return f", YOLOv3 ({count_cost(model, (1, 3, 416, 416)).macs / 1e6:.0f} M MACs at 416)"
+    return f", YOLOv3 ({_cost(config, 416).macs / 1e6:.0f} M MACs at 416)"
+
+
+def _cost(config: str, size: int) -> Cost:
+    from mmengine.config import Config  # not at the top, since --help needs none of these
+
+    from mmnetaug.analysis.cost import count_cost
+    from mmnetaug.apis.build import build_model
+
+    return count_cost(build_model(Config.fromfile(REPO / "configs" / config)), (1, 3, size, size))
 
 
 def _measured() -> list[str]:

@@ -2,40 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import sys
-from pathlib import Path
-from typing import Any
 
-from mmengine.config import Config
-
-import mmnetaug  # noqa: F401  (checks the environment, registers everything)
-from mmnetaug.apis.build import build_runner
-from mmnetaug.apis.cli import (
-    add_runner_arguments,
-    add_tflite_argument,
-    config_parser,
-    fill_data,
-    is_main_process,
-    lies_in,
-    load_config,
-    run_tool,
-)
-from mmnetaug.apis.evaluation import exported_network, replace_network, without_netaug
-from mmnetaug.apis.input_size import set_input_size, shape_of_images
-from mmnetaug.apis.preflight import check_classes, check_weights
-from mmnetaug.config import as_list, type_name
-from mmnetaug.datasets import check_data
-from mmnetaug.engine.augmented_pass import unwrapped
-from mmnetaug.errors import UserError
-from mmnetaug.files import replaced_when_done
-
-# names of the switch and the folder of each visualisation hook
-DRAW_ARGUMENTS = {
-    "DetVisualizationHook": dict(switch="draw", folder="test_out_dir", rest={}),
-    "VisualizationHook": dict(switch="enable", folder="out_dir", rest=dict(interval=1)),
-}
+from mmnetaug.apis.cli import add_runner_arguments, add_tflite_argument, config_parser, start_tool
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,66 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--show-dir", metavar="PATH", help="save all test images with their predictions to this folder")
     add_tflite_argument(parser)
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there; - is standard output, alone")
-    return run_tool(test, parser.parse_args(argv))
-
-
-def test(args: argparse.Namespace) -> dict[str, Any]:
-    """Checks the checkpoint and the data, then evaluates; returns the figures."""
-    cfg = load_config(args)
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader")
-    if args.size:
-        set_input_size(cfg, args.size, ("test",))
-    trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # keeps the config of training
-    exported = args.checkpoint.endswith((".onnx", ".tflite"))
-    if exported:
-        cfg.model = without_netaug(cfg.model)
-    cfg.load_from, cfg.resume = None if exported else args.checkpoint, False
-    if args.show_dir:
-        draw_predictions(cfg, args.show_dir)
-    reports = check_data(cfg, ("test",)) if is_main_process() else []
-
-    with contextlib.ExitStack() as stack:
-        if args.out:
-            if not args.out.endswith((".pkl", ".pickle")):
-                raise UserError(f"--out must end with .pkl, got {args.out}")
-            # the main process writes the predictions of all ranks
-            path = stack.enter_context(replaced_when_done(args.out)) if is_main_process() else args.out
-            dump_predictions(cfg, str(path))
-        runner = build_runner(cfg)
-        model = unwrapped(runner.model)
-        if exported:
-            shape = shape_of_images(cfg, model)
-            network = stack.enter_context(exported_network(args.checkpoint, shape, args.tflite_python))
-            replace_network(model, network, shape[2:])
-            line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
-        else:
-            trusted = args.trust_checkpoint or lies_in(args.checkpoint, trained_in)
-            weights = args.checkpoints.read(args.checkpoint, trusted)
-            line = check_weights(model, weights, args.checkpoint, complete=True)
-            meta = getattr(runner.test_dataloader.dataset, "metainfo", {})
-            check_classes(weights, meta.get("classes") or (), args.checkpoint)
-        runner.logger.info("\n".join([line, *(f"data: {report}" for report in reports)]))
-        metrics = runner.test()
-    return {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
-
-
-def draw_predictions(cfg: Config, folder: str) -> None:
-    """Enables the visualisation hook of the config."""
-    hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
-    arguments = DRAW_ARGUMENTS.get(type_name(hook))
-    if arguments is None:
-        raise UserError(f"--show-dir needs default_hooks.visualization to be one of {', '.join(DRAW_ARGUMENTS)}")
-    hook[arguments["switch"]] = True
-    hook[arguments["folder"]] = str(Path(folder).resolve())  # mmdet repeats a relative path for every image
-    hook.update(arguments["rest"])
-
-
-def dump_predictions(cfg: Config, path: str) -> None:
-    """Adds the metric that saves predictions."""
-    kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-    cfg.test_evaluator = [*as_list(cfg.test_evaluator), dict(type=kind, out_file_path=path)]
+    return start_tool("test", parser.parse_args(argv), needs_data=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Cost:
 
     macs: int
     params: int
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, int, int, int]
     not_counted: tuple[str, ...] = ()
 
 
@@ -51,7 +51,7 @@ def count_cost(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Cost
     return Cost(
         macs=sum(operator.macs for operator in recording.operators),
         params=count_params(model),
-        input_shape=tuple(input_shape),
+        input_shape=input_shape,
         not_counted=tuple(untraced_readers(model)),
     )
 

@@ -8,7 +8,6 @@ copy of the input.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -236,19 +235,6 @@ def layer_table(model: nn.Module, recording: Recording) -> list[Layer]:
     if rest:
         layers.append(Layer("(everything else)", "", 0, (), 0, rest, 0, rest))
     return layers
-
-
-def parse_bytes(text: str) -> int:
-    """Parses a size such as ``320KB``, ``1MB``, ``1.5 MiB`` or a number; K and M are binary, as in data sheets.
-
-    Raises:
-        ValueError: The text is not a size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KM])i?)?B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise ValueError(f"a size in bytes is written like 320KB or 1MB, not {text!r}")
-    factor = {"": 1, "K": 1024, "M": 1024**2}[(match[2] or "").upper()]
-    return int(float(match[1]) * factor)
 
 
 def kilobytes(size: int) -> str:

@@ -6,7 +6,7 @@ multiply-accumulates. It is interpolated monotonically between points, and never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def macs_saved(reference: Sequence[Point], other: Sequence[Point], samples: int 
     return Saving(low, high, tuple(accuracies.tolist()), tuple(fractions.tolist()))
 
 
-def plot_tradeoff(curves: dict[str, Sequence[Point]], metric: str, path: str | Path, title: str = "") -> None:
+def plot_tradeoff(curves: Mapping[str, Sequence[Point]], metric: str, path: str | Path, title: str = "") -> None:
     """Draws accuracy over MACs, with the saving as an arrow, as in figure 5 of the paper.
 
     Args:

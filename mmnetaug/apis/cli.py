@@ -1,41 +1,94 @@
-"""The command line of the tools: arguments, reading a config, reporting errors, writing results."""
+"""The command line of the tools: arguments, files that must exist, reporting errors, writing results.
+
+Nothing here imports torch or OpenMMLab, which takes seconds, before it must: ``--help``, a path where nothing is and a
+broken config are answered at once. What a tool does is in the module of :mod:`mmnetaug.apis` that has its name.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import difflib
+import gc
+import glob
+import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.device import get_device
+from mmnetaug.errors import CheckpointError, DataError, UserError
+from mmnetaug.files import STORAGE_ERRORS, is_local, replaced_when_done
+from mmnetaug.layouts import no_folder
 
-from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load
-from mmnetaug.datasets import fill_config
-from mmnetaug.errors import DataError, UserError
-from mmnetaug.files import STORAGE_ERRORS, replaced_when_done
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
-from .options import check_options
+FOLDER = Path(__file__).parents[1] / ".mim"
+"""Links to configs and tools, where OpenMMLab's mim expects them."""
 
-MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
-"""Hooks that Runner.register_default_hooks omits if they are None."""
+TOOLS = FOLDER / "tools"
+
+Work = Callable[[argparse.Namespace], Any]
+"""Does what the command line says; returns the figures for ``--json``, if there are any."""
+
+EXPORTED = (".onnx", ".tflite")
+"""Suffixes of exported networks, which some tools take in place of a checkpoint."""
+
+SECTIONS = (
+    *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader", "train_cfg", "val_cfg", "test_cfg"),
+    *("auto_scale_lr", "optim_wrapper", "param_scheduler", "val_evaluator", "test_evaluator", "default_hooks"),
+    *("custom_hooks", "data_preprocessor", "load_from", "resume", "launcher", "env_cfg", "log_processor", "log_level"),
+    *("visualizer", "default_scope", "randomness", "experiment_name", "cfg"),
+)
+"""Parts of a config: the arguments of MMEngine's Runner, whose import takes seconds."""
+
+CUTOFF = 0.87
+"""Likeness from which on a name is taken for a misspelling: above that of names in stock configs that other code
+consumes, such as ``magnitude_key`` and ``deformable_groups``."""
+
+AUTO = "auto"
+"""``--resume`` without a checkpoint."""
+
+BACKENDS = {
+    "tensorboard": ("TensorboardVisBackend", "TensorBoard"),
+    "wandb": ("WandbVisBackend", "Weights & Biases"),
+}
+"""Package and option -> type of the backend, its name."""
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of all tools that take a config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="config file, or the name of one that comes with mmnetaug")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override values of the config"
-    )
+    add_cfg_options_argument(parser)
     parser.add_argument("--data-root", metavar="PATH", help="folder of the data, in place of the config's data_root")
     return parser
+
+
+def add_cfg_options_argument(parser: argparse.ArgumentParser, whose: str = "the config") -> None:
+    """``--cfg-options``, a list of ``KEY=VALUE`` that :func:`mmnetaug.apis.load.load_config` reads."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        type=setting,
+        metavar="KEY=VALUE",
+        help=f"override values of {whose}",
+    )
+
+
+def setting(text: str) -> str:
+    """``KEY=VALUE``, for argparse."""
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text}")
+    return text
 
 
 def at_least_one(text: str) -> int:
@@ -78,9 +131,30 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def is_camera(path: Path) -> bool:
+    """Whether an input is the number of a camera; a file of that name comes first."""
+    return str(path).isdecimal() and not path.is_file()
+
+
+def find_inputs(item: str) -> list[Path]:
+    """Finds the images and videos of an argument. Raises UserError if there are none."""
+    if is_camera(Path(item)):
+        return [Path(item)]
+    if Path(item).is_dir():
+        found = sorted(path for path in Path(item).iterdir() if path.suffix.lower() in (*IMAGES, *VIDEOS))
+    else:
+        found = [Path(item)] if Path(item).is_file() else sorted(map(Path, glob.glob(item, recursive=True)))
+    if not found:
+        raise UserError(
+            f"nothing to predict on: no file, glob or folder {item} with images ({', '.join(IMAGES)}) "
+            f"or videos ({', '.join(VIDEOS)})"
+        )
+    return found
+
+
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with mmnetaug, without base configs: name -> path."""
-    folder = (Path(__file__).parents[1] / ".mim/configs").resolve()
+    folder = (FOLDER / "configs").resolve()
     return {path.stem: path for path in sorted(folder.rglob("*.py")) if "_base_" not in str(path.relative_to(folder))}
 
 
@@ -100,111 +174,75 @@ def find_config(name: str) -> Path:
     raise UserError(f"no config file at {name}, and none of that name comes with mmnetaug{hint}")
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config of a tool's arguments and applies ``--cfg-options``, ``--work-dir`` and ``--launcher``.
-
-    Raises:
-        UserError: There is no such file, the config is broken, or an option is misspelt or does not fit it.
-    """
-    path = find_config(args.config)
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(args.cfg_options or {})
-    except Exception as error:  # a config is a program and may raise anything
-        raise UserError(f"config {path} cannot be used: {type(error).__name__}: {error}") from error
-    check_options(cfg)
-    hooks = cfg.get("default_hooks") or {}
-    for name in [name for name, hook in hooks.items() if hook is None and name not in MMENGINE_HOOKS]:
-        del hooks[name]  # default_hooks.NAME=None disables a hook; MMEngine supports that for its own only
-    if getattr(args, "work_dir", None):
-        cfg.work_dir = args.work_dir
-    elif not cfg.get("work_dir"):
-        cfg.work_dir = str(Path("work_dirs") / path.stem)
-    cfg.launcher = getattr(args, "launcher", "none")
-    if cfg.launcher == "pytorch" and "RANK" not in os.environ:
-        raise UserError("--launcher pytorch needs processes that torchrun starts: tools/dist_train.sh CONFIG PROCESSES")
-    if cfg.launcher != "none":
-        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-        if get_device() == "cpu":
-            join_cpu_processes(cfg)
-    return cfg
-
-
-def join_cpu_processes(cfg: Config) -> None:
-    """Sets up training by several processes on CPUs, for which MMEngine would require GPUs.
-
-    Raises:
-        UserError: The launcher is not torchrun.
-    """
-    if cfg.launcher != "pytorch":
-        raise UserError("several processes without GPUs are started by torchrun, with --launcher pytorch")
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    cfg.model_wrapper_cfg = dict(
-        type="MMDistributedDataParallel",
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get("find_unused_parameters", False),
-    )
-
-
-def fill_data(cfg: Config, args: argparse.Namespace) -> None:
-    """Applies ``--data-root`` to a config, and fills in layout and classes if the config requests that.
-
-    Raises:
-        DataError: The data are missing.
-        UserError: The config has no data root.
-    """
-    try:
-        fill_config(cfg, args.data_root)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def load_test_config(args: argparse.Namespace, path: str) -> Config:
-    """Reads one of several configs to be measured, with the options and the data root that apply to all of them.
-
-    Raises:
-        UserError: It cannot be used, or has no test data.
-        DataError: The data are missing.
-    """
-    cfg = load_config(argparse.Namespace(config=path, cfg_options=args.cfg_options))
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{path} has no test_dataloader")
-    return cfg
-
-
-def lies_in(path: str, folder: str) -> bool:
-    """Whether ``path`` is a file below ``folder``, with links resolved."""
-    return Path(path).is_file() and Path(path).resolve().is_relative_to(Path(folder).resolve())
-
-
 def is_main_process() -> bool:
     """Whether this is the main process; works before the process group exists."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: argparse.Namespace) -> int:
-    """Runs a tool, writes the figures it returns as ``--json`` requests, and reports user errors without a traceback.
+def start_tool(tool: str, args: argparse.Namespace, needs_data: bool = False) -> int:
+    """Checks the command line of a tool and reads its configs, then imports and runs it by :func:`run_tool`.
+
+    Args:
+        tool: Its name, that of a module of :mod:`mmnetaug.apis` and of a function there, which takes the arguments and
+            the configs.
+        args: Arguments of the command line.
+        needs_data: Whether it fails without data.
+
+    Returns:
+        The exit code: 0, or 1 after a user error.
+    """
+
+    def checked(args: argparse.Namespace) -> Any:
+        check_files(args)
+        configs = load_configs(args, needs_data)
+
+        def work(args: argparse.Namespace) -> Any:
+            options = _imported("mmnetaug.apis.options")
+            for cfg in configs:
+                options.check_options(cfg)
+            return getattr(_imported(f"mmnetaug.apis.{tool}"), tool)(args, *configs)
+
+        return _with_checkpoints(work, args)
+
+    return _reported(checked, args)
+
+
+def _imported(name: str) -> ModuleType:
+    """Imports a module without a search for garbage, and exempts what stays from those that follow.
+
+    Each takes 0.4 s for OpenMMLab's modules, and MMEngine asks for one for every data set.
+    """
+    if name not in sys.modules:
+        gc.disable()
+        try:
+            importlib.import_module(name)
+        finally:
+            gc.enable()
+        gc.freeze()
+    return sys.modules[name]
+
+
+def run_tool(work: Work, args: argparse.Namespace) -> int:
+    """Runs a function, writes the figures it returns as ``--json`` requests, reports user errors without a traceback.
 
     With ``--json -`` only the figures are written to standard output, and everything that is printed goes to standard
     error. All code that loads checkpoints unpickles only tensors and plain types, unless ``--trust-checkpoint`` is
     given.
 
     Args:
-        tool: The function to run. ``args.checkpoints`` is the :class:`ReadOnce` for checkpoints that MMEngine loads.
+        work: The function to run. ``args.checkpoints`` is the :class:`~mmnetaug.checkpoint.ReadOnce` for checkpoints
+            that MMEngine loads.
         args: Arguments of the command line.
 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
     """
-    trusted = getattr(args, "trust_checkpoint", False)
+    return _reported(lambda args: _with_checkpoints(work, args), args)
+
+
+def _reported(work: Work, args: argparse.Namespace) -> int:
     try:
-        with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
-            _run_and_write(tool, args)
+        _run_and_write(work, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -216,18 +254,105 @@ def run_tool(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: 
     return 0
 
 
-def _run_and_write(tool: Callable[[argparse.Namespace], dict[str, Any] | None], args: argparse.Namespace) -> None:
+def _with_checkpoints(work: Work, args: argparse.Namespace) -> Any:
+    from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load  # not at the top, since it imports torch
+
+    trusted = getattr(args, "trust_checkpoint", False)
+    with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
+        return work(args)
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Checks that the files exist which a command line names.
+
+    Raises:
+        UserError: One does not.
+    """
+    for config in named_configs(args):
+        find_config(config)
+    for item in getattr(args, "inputs", []):
+        find_inputs(item)
+    given = [getattr(args, "checkpoint", None), *(model[2] for model in getattr(args, "model", []) if len(model) > 2)]
+    given += [path for path in [getattr(args, "resume", None)] if path != AUTO]
+    for path in filter(None, given):
+        check_checkpoint(path)
+
+
+def check_checkpoint(path: str) -> None:
+    """Checks that a checkpoint or an exported network exists, unless it is to be downloaded.
+
+    Raises:
+        UserError: It does not.
+    """
+    if is_local(path) and not Path(path).expanduser().is_file():
+        if path.endswith(EXPORTED):
+            raise UserError(f"no file at {path}")
+        raise CheckpointError(f"no checkpoint at {path}")
+
+
+def named_configs(args: argparse.Namespace) -> list[str]:
+    """The configs that a command line names, as ``config`` or one for each ``--model LABEL CONFIG ...``."""
+    if hasattr(args, "config"):
+        return [args.config]
+    return [model[1] for model in getattr(args, "model", []) if len(model) > 1]
+
+
+def load_configs(args: argparse.Namespace, needs_data: bool) -> list[Config]:
+    """Reads the configs that a command line names.
+
+    Raises:
+        UserError: One is absent or cannot be used, or a checkpoint is absent that training by it starts from.
+        DataError: It is to find out the layout of data whose folder is absent.
+    """
+    from .load import load_config, starts_from
+
+    if hasattr(args, "config"):
+        configs = [load_config(args)]
+    else:  # their work directories are not that of the arguments
+        named = [argparse.Namespace(config=path, cfg_options=args.cfg_options) for path in named_configs(args)]
+        configs = [load_config(one) for one in named]
+    if hasattr(args, "resume"):  # only training starts from them
+        for path in starts_from(configs[0], args.resume):
+            check_checkpoint(path)
+    for cfg in configs if needs_data else ():
+        root = args.data_root or cfg.get("data_root")
+        if cfg.get("data_layout") == "auto" and not Path(root).is_dir():
+            raise DataError(no_folder(root))
+    return configs
+
+
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Checks the names of the parts of a config.
+
+    Raises:
+        UserError: Some are misspelt; the message has a line for each, with the name that was probably meant.
+    """
+    if lines := [f"{name} is no part of a config: did you mean {near}?" for name, near in near_misses(given, known)]:
+        raise UserError("\n".join(lines))
+
+
+def near_misses(given: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields names that are not known, each with the known name that is most like it, if one is."""
+    for name in given:
+        if name not in known:
+            near = [one for one in known if sorted(one) == sorted(str(name))]  # modle, whose likeness is just 0.8
+            near += difflib.get_close_matches(str(name), known, n=1, cutoff=CUTOFF)
+            if near:
+                yield name, near[0]
+
+
+def _run_and_write(work: Work, args: argparse.Namespace) -> None:
     target = getattr(args, "json", None)
     if target == "-":
         with contextlib.redirect_stdout(sys.stderr):
-            figures = tool(args)
+            figures = work(args)
         if is_main_process():
             sys.stdout.write(_as_json(figures))
     elif target and is_main_process():
         with replaced_when_done(target) as temporary:  # first, so that an unwritable path fails at once
-            temporary.write_text(_as_json(tool(args)))
+            temporary.write_text(_as_json(work(args)))
     else:
-        tool(args)
+        work(args)
 
 
 def _as_json(figures: dict[str, Any] | None) -> str:

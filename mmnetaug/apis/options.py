@@ -7,7 +7,8 @@ consumes (such as ``requires_grad`` of norms) pass.
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,16 +20,15 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 from mmnetaug.errors import UserError
+
+from .cli import near_misses
 
 REGISTRIES = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
 
 CONSUMED = {"type", "_scope_", "priority", "constructor", "paramwise_cfg", "convert_to_iter_based", "by_epoch"}
 """Options that MMEngine takes out before it builds an object."""
-
-CUTOFF = 0.87
-"""Likeness from which on a name is taken for a misspelling: above that of names in stock configs that other code
-consumes, such as ``magnitude_key`` and ``deformable_groups``."""
 
 LOADER = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
 
@@ -45,13 +45,13 @@ UNTYPED: dict[str, tuple[Callable, ...]] = {
 
 
 def check_options(cfg: Config) -> None:
-    """Checks the names of all options of a config that MMEngine's Runner uses.
+    """Checks the names of all options of a config that MMEngine's Runner uses; it imports what the config names.
 
     Raises:
         UserError: Some are misspelt; the message has a line for each, with the name that was probably meant.
     """
     runner = set(inspect.signature(Runner.__init__).parameters) - {"self"}
-    lines = [f"{name} is no part of a config: did you mean {near}?" for name, near in _near(cfg, runner)]
+    lines: list[str] = []
     scope = cfg.get("default_scope") or "mmengine"
     for name in runner & set(cfg):
         lines += _misspelt(cfg[name], name, scope, UNTYPED.get(name, ()))
@@ -77,17 +77,10 @@ def _misspelt(value: Any, path: str, scope: str, built: tuple[Callable, ...] = (
     built = _find(value["type"], scope) if value.get("type") else built
     if built:
         known = CONSUMED.union(*map(_parameters, built)) | (LOADER if DataLoader in built else set())
-        for name, near in _near(value, known):
+        for name, near in near_misses(value, known):
             yield f"{path}.{name} is no option of {_name(built[0])}: did you mean {near}?"
     for name, item in value.items():
         yield from _misspelt(item, f"{path}.{name}", scope)
-
-
-def _near(given: Any, known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields names that are not known, each with the known name that is most like it, if one is."""
-    for name in given:
-        if name not in known and (near := difflib.get_close_matches(str(name), known, n=1, cutoff=CUTOFF)):
-            yield name, near[0]
 
 
 def _find(kind: Any, scope: str) -> tuple[Callable, ...]:
@@ -95,6 +88,8 @@ def _find(kind: Any, scope: str) -> tuple[Callable, ...]:
     if not isinstance(kind, str):
         return (kind,) if callable(kind) else ()
     prefix, _, name = kind.rpartition(".")
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"{prefix or scope}.registry")  # as MMEngine does
     found = []
     for root in REGISTRIES:
         registry = root.children.get(prefix or scope, root)

@@ -12,11 +12,12 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
 from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_shape
-from mmnetaug.checkpoint import ReadOnce, is_local, pretrained
+from mmnetaug.checkpoint import ReadOnce, pretrained
 from mmnetaug.config import type_name
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from mmnetaug.errors import UserError
+from mmnetaug.files import is_local
 from mmnetaug.models import DistilledClassifier
 from mmnetaug.terminal import abbreviate
 

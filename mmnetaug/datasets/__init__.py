@@ -1,5 +1,7 @@
 """Data sets and transforms that mmdet and mmpretrain lack, and the checks of the data before training."""
 
+import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
+
 from .check import check_data, find_unlisted
 from .custom import fill_config, set_classes, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs

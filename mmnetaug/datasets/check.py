@@ -20,11 +20,12 @@ from PIL import Image
 
 from mmnetaug.config import SPLITS, as_list, iter_heads, split_leaves, type_name
 from mmnetaug.errors import DataError
+from mmnetaug.layouts import layouts
 from mmnetaug.terminal import Progress, abbreviate
 
 from .classification import few_images, find_faults
 from .coco import inspect_coco, read_coco
-from .report import DatasetReport, layouts
+from .report import DatasetReport
 from .voc import IMAGE_SUFFIXES, VOCLayoutDataset, inspect_voc, read_image_list
 
 DECODE_ALL_UP_TO = 2000  # images; of larger sets, a sample of half that number is decoded

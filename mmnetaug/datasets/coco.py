@@ -15,9 +15,10 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 
 from mmnetaug.errors import DataError
+from mmnetaug.layouts import layouts
 from mmnetaug.terminal import abbreviate
 
-from .report import COCO_SOURCE, DatasetReport, layouts
+from .report import COCO_SOURCE, DatasetReport
 
 MAX_COORDINATE = 1e6  # larger than any image, and float32 still resolves single pixels
 Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # pycocotools keeps ids as float64

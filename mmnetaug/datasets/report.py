@@ -1,40 +1,18 @@
-"""The report of the checks of a data set, and descriptions of data layouts."""
+"""The report of the checks of a data set, and where stock data come from."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mmnetaug.terminal import abbreviate
 
-VOC_LAYOUT = """    {root}/
-        JPEGImages/          the images
-        Annotations/         one XML file per image
-        ImageSets/Main/      train.txt and val.txt or test.txt: one image name per line, without suffix"""
-COCO_LAYOUT = """    {root}/
-        annotations/         instances_train*.json and instances_val*.json
-        train*/, val*/       the images"""
-EXPORTED_LAYOUTS = """    {root}/
-        train/, valid/, test/    _annotations.coco.json, or one XML file per image, beside the images
-    {root}/
-        data.yaml                YOLO: the classes; or classes.txt
-        images/train, labels/train; images/val, labels/val; or train/images, train/labels; ..."""
 VOC_SOURCE = """Pascal VOC 2007 and 2012 come from http://host.robots.ox.ac.uk/pascal/VOC/ : unpack
 VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar, so that there are VOC2007/ and
 VOC2012/ in the folder VOCdevkit, each with JPEGImages/, Annotations/ and ImageSets/Main/."""
 COCO_SOURCE = """COCO 2017 comes from https://cocodataset.org/#download : unpack train2017.zip, val2017.zip and
 annotations_trainval2017.zip, so that there are train2017/, val2017/ and annotations/ in one folder."""
-
-
-def layouts(root: str | Path) -> str:
-    """Describes how to lay out detection data below ``root``, for error messages."""
-    return (
-        f"Detection data lies in one of these layouts. Pascal VOC:\n{VOC_LAYOUT.format(root=root)}\n"
-        f"COCO:\n{COCO_LAYOUT.format(root=root)}\n"
-        f"or as labelling tools export it:\n{EXPORTED_LAYOUTS.format(root=root)}"
-    )
 
 
 @dataclass

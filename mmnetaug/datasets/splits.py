@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from mmnetaug.config import SPLITS
 from mmnetaug.errors import DataError
 from mmnetaug.files import replaced_when_done
+from mmnetaug.layouts import layouts, no_folder
 
 from .coco import read_coco
-from .report import layouts
 from .voc import IMAGE_SUFFIXES, read_image_list, read_voc
 
 FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}  # of labelling tools
@@ -128,10 +128,7 @@ def find_layout(root: Path) -> str:
         DataError: It is none of these, or both of the first two.
     """
     if not root.is_dir():
-        raise DataError(
-            f"no data: there is no folder {root}. Set it with --data-root, or data_root in the config.\n"
-            f"{layouts('<data_root>')}"
-        )
+        raise DataError(no_folder(root))
     found = _layouts_at(root)
     if len(found) == 1:
         return found[0]

@@ -19,11 +19,12 @@ from msgspec import UNSET, UnsetType
 
 from mmnetaug.config import type_name
 from mmnetaug.errors import DataError
+from mmnetaug.layouts import layouts
 from mmnetaug.registry import DATASETS, TRANSFORMS
 from mmnetaug.terminal import abbreviate
 
 from .coco import MAX_COORDINATE
-from .report import VOC_SOURCE, DatasetReport, layouts
+from .report import VOC_SOURCE, DatasetReport
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

@@ -1,6 +1,6 @@
 """``NetAug``, which makes a model elastic, and the networks, necks and heads of the configs."""
 
-from mmdet.models import SSDHead
+import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 
 from .distill import DistilledClassifier
 from .drop_block import DropBlock
@@ -25,7 +25,3 @@ __all__ = [
     "TinyNet",
     "TinyTL",
 ]
-
-# SSDHead fails in prediction without it: https://github.com/open-mmlab/mmdetection/issues/11780
-if not hasattr(SSDHead, "loss_cls"):
-    SSDHead.loss_cls = None

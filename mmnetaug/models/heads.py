@@ -1,14 +1,19 @@
-"""Classifier heads that mmpretrain does not have."""
+"""A classifier head that mmpretrain does not have, and what SSD's head lacks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch.nn.functional as F
+from mmdet.models import SSDHead
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor
 
 from mmnetaug.registry import MODELS
+
+# SSDHead fails in prediction without it: https://github.com/open-mmlab/mmdetection/issues/11780
+if not hasattr(SSDHead, "loss_cls"):
+    SSDHead.loss_cls = None
 
 
 @MODELS.register_module()
