@@ -530,9 +530,9 @@ def report(args: argparse.Namespace) -> None:
         if not of_network:
             continue
         lines += ["", f"## {network}", ""]
-        done = min(len(seeds_at_best_rate(rows, network, method)) for method in MAIN)
-        if done < SEEDS:
-            lines += [f"Not finished, and nothing is claimed: {done} of {SEEDS} seeds of {', '.join(MAIN)}.", ""]
+        seeds = {method: len(seeds_at_best_rate(rows, network, method)) for method in MAIN}
+        if short := [f"{method} ({count} of {SEEDS} seeds)" for method, count in seeds.items() if count < SEEDS]:
+            lines += [f"Nothing is claimed of {', '.join(short)}.", ""]
         header = ("method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest")
         header += ("minutes of CPU", "test − plain, paired")
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
