@@ -136,6 +136,15 @@ def test_every_parameter_learns(name):
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+def test_boxes_start_two_strides_wide():
+    """Without a size, no box overlaps its object, and the overlap weighs the box loss."""
+    model = build("rtmdet_mbv3_w035")
+    strides = [stride[0] for stride in model.bbox_head.prior_generator.strides]
+    _, distances = model.bbox_head(model.extract_feat(batch()["inputs"]))
+    for distance, stride in zip(distances, strides, strict=True):
+        assert (distance.mean(dim=(0, 2, 3)) / stride).tolist() == pytest.approx([1] * 4, abs=0.1)
+
+
 @pytest.mark.parametrize("name", ["rtmdet_mbv3_w035", "yolox_nano_relu6"])
 def test_netaug_widens_all_groups_and_starts_as_the_plain_network(name):
     elastic, plain = build(name, netaug=True), build(name)

@@ -7,6 +7,7 @@ from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
 from .netaug import NetAug
+from .rtmdet import SizedRTMDetHead
 from .same_padding import SamePadding
 from .tinyml import ARCHITECTURES, TinyNet
 from .tinytl import TinyTL
@@ -22,6 +23,7 @@ __all__ = [
     "MobileNetV2",
     "NetAug",
     "SamePadding",
+    "SizedRTMDetHead",
     "TinyNet",
     "TinyTL",
 ]
