@@ -2,7 +2,7 @@
 
 import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 
-from .distill import DistilledClassifier
+from .distilled_classifier import DistilledClassifier
 from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
