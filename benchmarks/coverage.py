@@ -88,9 +88,10 @@ class Classifier(BaseModel):
     def forward(self, inputs: Tensor, mode: str = "loss") -> dict[str, Tensor]:
         torch.manual_seed(1)  # dropout
         outputs = self.network(inputs)[-len(self.network.readers) :]
-        means = [x.mean((2, 3)) if x.dim() == 4 else x.reshape(len(inputs), -1, 3).mean(1) for x in outputs]
+        means = [x.mean((2, 3)) if x.dim() == 4 else x.reshape(len(x), -1, 3).mean(1) for x in outputs]
         self.logits = self.head(sum(means))
-        return dict(loss=F.cross_entropy(self.logits, torch.arange(len(inputs)) % 3))
+        # TridentNet's branches make a batch of their own each in training
+        return dict(loss=F.cross_entropy(self.logits, torch.arange(len(self.logits)) % 3))
 
 
 def loss_of(model: nn.Module, image: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ def _distilled(elastic: nn.Module, plain: nn.Module, image: Tensor) -> None:
     loss.backward()
     teacher = large.logits.detach().softmax(1)
     loss = small(image)["loss"]
-    divergence = (teacher * (teacher / small.logits.softmax(1)).log()).sum() / len(image)
+    divergence = (teacher * (teacher / small.logits.softmax(1)).log()).sum() / len(teacher)
     ((1 - weight) * loss + weight * divergence).backward()
     expected = scatter_gradients(elastic, small.network, elastic.elastic.base())
     for name, gradient in scatter_gradients(elastic, large.network, widths).items():
