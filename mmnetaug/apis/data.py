@@ -26,7 +26,7 @@ def fill_data(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def fill_test_data(cfg: Config, args: argparse.Namespace, path: str) -> None:
-    """:func:`fill_data` of one of several configs, at this path, that are measured on their test data.
+    """:func:`fill_data` of a config, at this path, that is measured on its test data.
 
     Raises:
         DataError: The data are missing.

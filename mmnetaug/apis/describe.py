@@ -52,8 +52,11 @@ def describe(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     if args.latency:
         if not network.cost:
             raise UserError(f"the latency cannot be measured: {network.cost_problem}")
-        cfg.model = without_netaug(cfg.model)
-        latency = measure_latency(build_model(cfg).eval(), network.cost.input_shape)
+        plain = without_netaug(cfg.model)
+        if plain != cfg.model:
+            cfg.model = plain
+            model = build_model(cfg)
+        latency = measure_latency(model.eval(), network.cost.input_shape)
         print("latency: " + ", ".join(f"{RUNTIMES[name]} {ms:.1f} ms" for name, ms in latency.items()))
     for line in (*reports, *unlisted):
         print(f"data: {line}")

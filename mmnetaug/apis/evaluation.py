@@ -33,7 +33,7 @@ from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, image_chan
 from mmnetaug.terminal import Progress
 
 from .build import build_model, build_runner
-from .input_size import fix_input
+from .input_size import fix_input, shape_of_images
 from .preflight import check_classes, check_weights
 
 RawOutputs = Callable[[np.ndarray], list[np.ndarray]]
@@ -200,6 +200,25 @@ def exported_network(path: str, shape: tuple[int, ...], tflite_python: str | Non
         raise UserError("a .tflite file is run by LiteRT, which is not installed here: see --tflite-python")
     with TFLiteNetwork(tflite_python or sys.executable, path) as network:
         yield network
+
+
+@contextlib.contextmanager
+def running_exported(cfg: Config, model: nn.Module, path: str, tflite_python: str | None) -> Iterator[None]:
+    """Has a model run an exported file in place of its network, at the size of the test images.
+
+    Args:
+        cfg: Plain config.
+        model: Its model, changed in place.
+        path: See :func:`exported_network`.
+        tflite_python: See :func:`exported_network`.
+
+    Raises:
+        UserError: The file cannot be run, or is another network.
+    """
+    shape = shape_of_images(cfg, model)
+    with exported_network(path, shape, tflite_python) as network:
+        replace_network(model, network, shape[2:])
+        yield
 
 
 def replace_network(model: nn.Module, run: RawOutputs, size: tuple[int, int]) -> None:

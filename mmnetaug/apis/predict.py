@@ -34,8 +34,8 @@ from mmnetaug.visualization import detection_visualizer, draw_detections
 from .build import build_model
 from .cli import EXPORTED, VIDEOS, find_inputs, is_camera
 from .data import fill_data
-from .evaluation import exported_network, replace_network, without_netaug
-from .input_size import set_input_size, shape_of_images
+from .evaluation import running_exported, without_netaug
+from .input_size import set_input_size
 from .preflight import check_classes, check_weights
 
 
@@ -207,9 +207,7 @@ def open_network(args: argparse.Namespace, cfg: Config, stack: contextlib.ExitSt
     if exported:
         cfg.model = without_netaug(cfg.model)
         model = build_model(cfg)
-        shape = shape_of_images(cfg, model)
-        network = stack.enter_context(exported_network(args.checkpoint, shape, args.tflite_python))
-        replace_network(model, network, shape[2:])
+        stack.enter_context(running_exported(cfg, model, args.checkpoint, args.tflite_python))
     else:
         model = build_model(cfg)
         check_weights(model, checkpoint, args.checkpoint, complete=True)

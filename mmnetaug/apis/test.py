@@ -17,9 +17,9 @@ from mmnetaug.files import lies_in, replaced_when_done
 
 from .build import build_runner
 from .cli import EXPORTED, is_main_process
-from .data import fill_data
-from .evaluation import exported_network, replace_network, without_netaug
-from .input_size import set_input_size, shape_of_images
+from .data import fill_test_data
+from .evaluation import running_exported, without_netaug
+from .input_size import set_input_size
 from .preflight import check_classes, check_weights
 
 # names of the switch and the folder of each visualisation hook
@@ -31,9 +31,7 @@ DRAW_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Checks the checkpoint and the data, then evaluates; returns the figures."""
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader")
+    fill_test_data(cfg, args, args.config)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # keeps the config of training
@@ -55,9 +53,7 @@ def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         runner = build_runner(cfg)
         model = unwrapped(runner.model)
         if exported:
-            shape = shape_of_images(cfg, model)
-            network = stack.enter_context(exported_network(args.checkpoint, shape, args.tflite_python))
-            replace_network(model, network, shape[2:])
+            stack.enter_context(running_exported(cfg, model, args.checkpoint, args.tflite_python))
             line = f"network: {args.checkpoint}, decoded by {type(model).__name__}"
         else:
             trusted = args.trust_checkpoint or lies_in(args.checkpoint, trained_in)
