@@ -273,8 +273,8 @@ def build(network: str, method: Method, seed: int = 0) -> nn.Module:
     """The classifier, elastic unless it is trained plainly, initialised, its teacher loaded."""
     model = classifier(network)
     if method.teacher:
-        model |= dict(type="mmnetaug.DistilledClassifier", teacher=classifier(method.teacher))
-        model["teacher_checkpoint"] = str(wide_path(method.teacher, seed))
+        taught_by = dict(teacher=classifier(method.teacher), teacher_checkpoint=str(wide_path(method.teacher, seed)))
+        model = dict(type="mmnetaug.Distilled", model=model, **taught_by)
     if method.settings is not None:
         model = dict(type="mmnetaug.NetAug", model=model, width=method.width, expand=method.expand, input_size=32)
     with DefaultScope.overwrite_default_scope("mmpretrain"):

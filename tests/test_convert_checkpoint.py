@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 from test_tools import load_tool, run
 from torch import Tensor, nn
@@ -391,6 +393,34 @@ def test_a_cut_network_is_taught_by_the_wide_one(tmp_path):
     scores, taught = student.head(student.extract_feat(images)), teacher.eval()(images)
     expected = (taught.softmax(1) * (taught.log_softmax(1) - scores.log_softmax(1))).sum() / 2
     torch.testing.assert_close(losses["loss_kd"], expected)
+
+
+def test_a_wide_detector_is_cut_and_teaches(tmp_path):
+    """The commands of docs/train.md, up to the first step. The configs say one class, the wide run had three."""
+    init_default_scope("mmdet")
+    wide, tiny = (Config.fromfile(REPO / f"configs/rtmdet_mbv3_{name}_custom.py") for name in ("w100", "w035_kd"))
+    wide.model.bbox_head.num_classes = tiny.model.model.bbox_head.num_classes = 3
+    wide.dump(tmp_path / "wide.py")
+    torch.manual_seed(0)
+    teacher = randomised(MODELS.build(wide.model))
+    torch.save(dict(state_dict=teacher.state_dict(), meta={}), tmp_path / "wide.pth")
+    arguments = [REPO / "configs/rtmdet_mbv3_w035_custom.py", tmp_path / "wide.pth"]
+    arguments += ["--cut-from", tmp_path / "wide.py", "--out", tmp_path / "cut.pth"]
+    assert run(convert_checkpoint, *arguments) == 0
+    tiny.model.teacher, tiny.model.teacher_checkpoint = str(tmp_path / "wide.py"), str(tmp_path / "wide.pth")
+    student = MODELS.build(tiny.model)
+    student.init_weights()
+    load_checkpoint(student, str(tmp_path / "cut.pth"), strict=True)
+    narrow, theirs = student.state_dict(), teacher.state_dict()
+    assert torch.equal(narrow["bbox_head.rtm_cls.0.weight"], theirs["bbox_head.rtm_cls.0.weight"])  # as wide as before
+    reads = "neck.out_convs.0.pointwise_conv.conv.weight"  # reads the channels of the first level that were kept
+    rows = {tuple(row.flatten().tolist()) for row in theirs[reads].transpose(0, 1)}
+    assert {tuple(row.flatten().tolist()) for row in narrow[reads].transpose(0, 1)} < rows
+    boxes = InstanceData(bboxes=torch.tensor([[10.0, 20.0, 100.0, 90.0]]), labels=torch.tensor([2]))
+    samples = [DetDataSample(gt_instances=boxes, metainfo=dict(img_shape=(160, 160), pad_shape=(160, 160)))] * 2
+    assert student(torch.randn(2, 3, 160, 160), samples, mode="loss")["loss_kd"] > 0
+    missing = [*arguments[:3], tmp_path / "absent.py", *arguments[4:]]
+    assert run(convert_checkpoint, *missing) == 1
 
 
 def test_a_checkpoint_of_another_width_than_said_is_one_error(tmp_path, capsys):

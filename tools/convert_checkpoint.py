@@ -1,7 +1,8 @@
 """Convert an ImageNet checkpoint of the NetAug authors, torchvision or timm for a config of the same network.
 
-A checkpoint of a wider network, theirs or mmpretrain's own, is cut to the config's width by --cut-from. The result is a
-start for training: --cfg-options load_from=OUT, for the config itself or a detector with its backbone.
+A checkpoint of a wider network, theirs, mmpretrain's or one's own, also a detector's, is cut to the config's width by
+--cut-from. The result is a start for training: --cfg-options load_from=OUT, for the config itself or a detector with
+its backbone.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from mmnetaug.apis.cli import add_cfg_options_argument, start_tool
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config of a classifier of the same network and number of classes")
+    parser.add_argument(
+        "config", help="config of a classifier of the same network and number of classes, or of a detector to cut to"
+    )
     parser.add_argument("checkpoint", help="the state dict that they publish")
     add_cfg_options_argument(parser)
     parser.add_argument(
         "--cut-from",
-        type=float,
-        metavar="WIDTH",
-        help="width multiplier of the checkpoint, such as 1.0; its most important channels are kept "
+        metavar="WIDTH|CONFIG",
+        help="width multiplier of the checkpoint, such as 1.0, or its config; its most important channels are kept "
         "(default: the config's own)",
     )
     parser.add_argument("--out", required=True, metavar="PATH.pth", help="where the converted checkpoint goes")

@@ -1,4 +1,4 @@
-"""The work of ``tools/convert_checkpoint.py``: converts an ImageNet checkpoint of another project."""
+"""The work of ``tools/convert_checkpoint.py``: converts a checkpoint of another project or of a wider network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmnetaug.checkpoint import read_checkpoint
+from mmnetaug.config import iter_heads
 from mmnetaug.elastic import cut_channels
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
@@ -19,6 +20,7 @@ from mmnetaug.models.tensor_mode import tensor_forward
 
 from .build import reported_as_user_error
 from .evaluation import without_netaug
+from .load import load_config
 
 IMAGE_SHAPE = (3, 64, 64)  # that networks are traced with; any would do
 
@@ -29,8 +31,9 @@ def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
     if not cfg.get("model"):
         raise UserError(f"{args.config} has no model")
     init_default_scope(cfg.get("default_scope") or "mmpretrain")
+    wide_config = None if args.cut_from is None else wider(cfg.model, args.cut_from)
     model = build(cfg.model)
-    wide = model if args.cut_from is None else build(cfg.model, args.cut_from)
+    wide = model if wide_config is None else build(wide_config)
     try:
         state = convert_classifier(checkpoint, wide)
         if wide is not model:
@@ -46,11 +49,32 @@ def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
         print("its batch norms have the statistics of the wider network: train it before it is measured")
 
 
-def build(model: ConfigDict, width: float | None = None) -> nn.Module:
-    """The plain network of a config, with another width multiplier of the backbone if one is given."""
-    plain = copy.deepcopy(without_netaug(model))
-    if width is not None:
-        plain.backbone.widen_factor = width
+def wider(model: ConfigDict, cut_from: str) -> ConfigDict:
+    """The wider network's model config; the tiny one's heads get its number of classes.
+
+    Args:
+        model: Config of the tiny network's model.
+        cut_from: Width multiplier of the same network's backbone, or a config.
+
+    Raises:
+        UserError: There is no such config, or it has no model.
+    """
+    try:
+        width = float(cut_from)
+    except ValueError:
+        wide = load_config(argparse.Namespace(config=cut_from, cfg_options=None)).get("model")
+        if not wide:
+            raise UserError(f"{cut_from} has no model") from None
+        for ours, theirs in zip(iter_heads(model), iter_heads(wide), strict=False):
+            ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
+        return wide
+    wide = copy.deepcopy(without_netaug(model))
+    wide.backbone.widen_factor = width
+    return wide
+
+
+def build(model: ConfigDict) -> nn.Module:
+    """The plain network of a config."""
     torch.manual_seed(0)  # of channels that theirs lacks
     with reported_as_user_error("this config's network cannot be built"):
-        return MODELS.build(plain)
+        return MODELS.build(copy.deepcopy(without_netaug(model)))

@@ -28,7 +28,6 @@ from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
 from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
-from mmnetaug.models import DistilledClassifier
 from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, image_channels, is_detector, untraced_readers
 from mmnetaug.terminal import Progress
 
@@ -53,7 +52,6 @@ def _own_arguments(kind: type) -> list[str]:
     return [name for name, of in signature(kind).parameters.items() if of.kind == of.KEYWORD_ONLY]
 
 
-OF_THE_TEACHER = _own_arguments(DistilledClassifier)
 OF_THE_PASS = _own_arguments(NetAugOptimWrapper)
 
 
@@ -92,13 +90,10 @@ def load_tiny(
 
 
 def without_netaug(config: Any) -> Any:
-    """Removes NetAug and the teacher of a distilled classifier from a model's config."""
+    """Removes NetAug and the teacher of a distilled network from a model's config."""
     if isinstance(config, dict):
-        if type_name(config) == "NetAug":
+        if type_name(config) in ("NetAug", "Distilled"):
             return without_netaug(config["model"])
-        if type_name(config) == "DistilledClassifier":
-            student = {key: value for key, value in config.items() if key not in OF_THE_TEACHER}
-            config = type(config)(student, type="mmpretrain.ImageClassifier")
         return type(config)({key: without_netaug(value) for key, value in config.items()})
     if isinstance(config, list | tuple):
         return type(config)(without_netaug(value) for value in config)

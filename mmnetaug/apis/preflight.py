@@ -18,7 +18,7 @@ from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from mmnetaug.errors import UserError
 from mmnetaug.files import is_local
-from mmnetaug.models import DistilledClassifier
+from mmnetaug.models.distilled import Student
 from mmnetaug.terminal import abbreviate
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
 def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, partial: bool = False) -> list[str]:
     """Checks the files that initialise parts of a model (``init_cfg`` of type ``Pretrained``).
 
-    Downloaded files, too, may hold nothing but tensors. The teacher of a distilled classifier must fit completely,
+    Downloaded files, too, may hold nothing but tensors. The teacher of a distilled network must fit completely,
     since it is not trained.
 
     Args:
@@ -240,7 +240,7 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
         CheckpointError: A file cannot be read.
     """
     lines = []
-    teachers = [module.teacher for module in model.modules() if isinstance(module, DistilledClassifier)]
+    teachers = [module.teacher for module in model.modules() if isinstance(module, Student)]
     for module in [*model.modules(), *teachers]:
         is_teacher = module in teachers
         for init in pretrained(module):

@@ -2,7 +2,7 @@
 
 import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 
-from .distilled_classifier import DistilledClassifier
+from .distilled import Distilled
 from .drop_block import DropBlock
 from .heads import DropoutClsHead
 from .mobilenet import MobileNetV2
@@ -17,7 +17,7 @@ __all__ = [
     "ARCHITECTURES",
     "DepthwiseYOLOV3Head",
     "DepthwiseYOLOV3Neck",
-    "DistilledClassifier",
+    "Distilled",
     "DropBlock",
     "DropoutClsHead",
     "MobileNetV2",

@@ -3,7 +3,9 @@
 _base_ = "./mobilenet_v3_w035_in1k.py"
 
 model = dict(
-    type="mmnetaug.DistilledClassifier",
+    _delete_=True,
+    type="mmnetaug.Distilled",
+    model={{_base_.model}},
     # The paper's teacher, Assemble-ResNet50 (82.8%), is not in mmpretrain. This is its nearest relative there: a
     # ResNet-D trained with a softmax (79.4%), whose predictions mean what distillation takes them to mean.
     teacher="mmpretrain::resnet/resnetv1d152_8xb32_in1k.py",

@@ -1,4 +1,4 @@
-"""Knowledge distillation: what the loss is, what the teacher is no part of, and what it does together with NetAug."""
+"""Distillation from a trained teacher: the loss, what the teacher is no part of, and both together with NetAug."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.structures import DataSample
-from networks import plain_at
+from networks import batch as detection_batch
+from networks import build_pair, plain_at
+from test_distillation import CASES, exact, run_watched
 from torch import nn
 
 from mmnetaug import NetAugOptimWrapper
@@ -40,7 +42,7 @@ def build(config):
 
 
 def distilled(teacher=None, **kwargs):
-    return {**classifier(), "type": "mmnetaug.DistilledClassifier", "teacher": teacher or classifier(8), **kwargs}
+    return dict(type="mmnetaug.Distilled", model=classifier(), teacher=teacher or classifier(8), **kwargs)
 
 
 def batch(images=4):
@@ -112,7 +114,7 @@ def test_the_student_starts_as_without_a_teacher(teacher_file):
 def test_deployed_is_the_student_alone():
     config = dict(type="mmnetaug.NetAug", model=distilled(temperature=2.0, weight=0.5), width=[1, 2])
     student = without_netaug(config)
-    assert student == {**classifier(), "type": "mmpretrain.ImageClassifier"}
+    assert student == classifier()
     assert build(student).state_dict().keys() == build(distilled()).state_dict().keys()
 
 
@@ -183,7 +185,82 @@ def test_new_images_in_the_same_memory_are_shown_to_the_teacher():
         assert len(asked) == number
         with torch.no_grad():
             expected = teacher(images)
-        assert all(torch.equal(one, expected) for one in scores)
+        assert all(torch.equal(one["head"][0], expected) for one in scores)
+
+
+def wide_detector(kind: str, neck: int | None = None) -> dict:
+    """A detector of ``CASES`` with a backbone twice as wide, and another width of RetinaNet's neck if one is given."""
+    config = CASES[kind][0]()
+    if kind == "retinanet":
+        config["backbone"].update(base_channels=16, stem_channels=16)
+        config["neck"]["in_channels"] = [32, 64, 128]
+        if neck:
+            config["neck"]["out_channels"] = config["bbox_head"]["in_channels"] = neck
+    else:
+        config["backbone"]["widen_factor"] = 0.7
+        config["neck"]["in_channels"] = [112, 80, 32]
+    return config
+
+
+@pytest.mark.parametrize(("kind", "neck"), [("retinanet", None), ("retinanet", 24), ("yolov3", None)])
+def test_a_detector_learns_from_necks_and_class_scores(kind, neck, tmp_path):
+    """The formulas of the papers on what independent networks return; a wider neck is not compared."""
+    config, data, divergences = CASES[kind]
+    torch.manual_seed(0)
+    teacher = MODELS.build(wide_detector(kind, neck)).double().eval()
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / "teacher.pth")
+    taught_by = dict(teacher=wide_detector(kind, neck), teacher_checkpoint=str(tmp_path / "teacher.pth"))
+    student = MODELS.build(dict(type="mmnetaug.Distilled", model=config(), temperature=2.0, weight=0.5, **taught_by))
+    student.init_weights()
+    student = student.double().train()
+    plain = MODELS.build(config()).double().train()
+    plain.load_state_dict(student.state_dict())  # strict: an ordinary detector
+
+    losses = student(**data(), mode="loss")
+    compared = {name: of for name, of in divergences.items() if not (neck and name == "neck")}
+    loss, outputs = run_watched(plain, data(), list(compared))
+    with torch.no_grad():
+        _, targets = run_watched(teacher, data(), list(compared))
+    pairs = {name: (list(map(exact, outputs[name])), list(map(exact, targets[name]))) for name in compared}
+    expected = 0.5 * sum(of(*pairs[name], 2.0) for name, of in compared.items())
+    assert expected > 1e-6
+    torch.testing.assert_close(losses["loss_kd"], expected)
+    torch.testing.assert_close(student.parse_losses(losses)[0], loss + expected)
+
+
+def test_networks_without_outputs_of_the_same_shape_are_an_error():
+    config = CASES["retinanet"][0]()
+    teacher = wide_detector("retinanet", neck=24)
+    teacher["bbox_head"]["anchor_generator"]["ratios"] = [0.5, 1.0, 2.0]
+    student = MODELS.build(dict(type="mmnetaug.Distilled", model=config, teacher=teacher)).double()
+    with pytest.raises(TypeError, match="no outputs of the same shape"):
+        student(**CASES["retinanet"][1](), mode="loss")
+
+
+def test_a_detectors_teacher_has_its_classes():
+    teacher = wide_detector("retinanet")
+    teacher["bbox_head"]["num_classes"] = 4
+    with pytest.raises(ValueError, match="teacher has 4 classes and the student 3"):
+        MODELS.build(dict(type="mmnetaug.Distilled", model=CASES["retinanet"][0](), teacher=teacher))
+
+
+def test_a_detector_under_netaug_is_taught_in_both_passes(tmp_path):
+    """The losses of both passes are those of independent plain students."""
+    torch.manual_seed(0)
+    teacher = wide_detector("yolov3")
+    torch.save(dict(state_dict=MODELS.build(teacher).state_dict()), tmp_path / "teacher.pth")
+    taught_by = dict(teacher=teacher, teacher_checkpoint=str(tmp_path / "teacher.pth"))
+    elastic, plain = build_pair(dict(type="mmnetaug.Distilled", model=CASES["yolov3"][0](), **taught_by), torch.float64)
+    plain._teacher = (copy.deepcopy(elastic.teacher),)  # which init_weights has loaded
+    data, seen, original = detection_batch(2, 0, torch.float64), [], type(elastic).parse_losses
+    networks = [plain_at(elastic, plain, elastic.elastic.sample(0, 0)), plain]
+    expected = [network(**copy.deepcopy(data), mode="loss")["loss_kd"].item() for network in networks]
+    elastic.parse_losses = lambda losses: seen.append(losses["loss_kd"].item()) or original(elastic, losses)
+    wrapper = NetAugOptimWrapper(torch.optim.SGD(elastic.parameters(), lr=0.1))
+    with wrapper.optim_context(elastic):
+        losses = elastic(**data, mode="loss")
+    wrapper.update_params(elastic.parse_losses(losses)[0])
+    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

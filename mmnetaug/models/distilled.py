@@ -1,0 +1,182 @@
+"""Knowledge distillation from a trained network, of classifiers and detectors (Hinton et al., 2015; paper, table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from mmnetaug.checkpoint import pretrained
+from mmnetaug.config import with_preprocessor
+from mmnetaug.registry import MODELS
+
+from .distillation import OutputDivergence, Outputs
+from .tensor_mode import tensor_forward
+
+if TYPE_CHECKING:  # Student comes before a model's class, whose methods it calls
+    from mmengine.model import BaseModel as Mixin
+else:
+    Mixin = object
+
+
+@MODELS.register_module()
+def Distilled(
+    model: dict[str, Any],
+    teacher: dict[str, Any] | str,
+    teacher_checkpoint: str | None = None,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    data_preprocessor: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Builds a model that also learns from the outputs of a teacher, a trained network of the same task.
+
+    ``weight`` · D is added to the model's losses as ``loss_kd``, where D is :class:`OutputDivergence`: of the logits of
+    classifiers, and of the neck's outputs and the class scores of detectors. Outputs whose shapes differ, such as those
+    of a wider neck, are not compared.
+
+    The teacher is not a submodule: it is in no state dict, optimizer, EMA copy or gradient synchronisation, is frozen
+    and always in evaluation mode. Checkpoints are those of the plain model, and load strictly into it. The teacher's
+    outputs are cached for the second of two passes on the same batch, as in a NetAug step.
+
+    Args:
+        model: Config of the student, a classifier or a detector. With NetAug:
+            ``dict(type='mmnetaug.NetAug', model=dict(type='mmnetaug.Distilled', model=...))``.
+        teacher: Config of the teacher, or the name of a config file: a path, or ``'mmpretrain::...'`` and
+            ``'mmdet::...'``. It reads the student's images at the student's size, normalised by its own mean and
+            standard deviation.
+        teacher_checkpoint: Its weights, unless the teacher's config has an ``init_cfg``.
+        temperature: T of D. The paper states neither temperature nor weight; the authors' other training code
+            (Once-for-All) uses 1 for both.
+        weight: Weight of D.
+        data_preprocessor: Set by MMEngine's Runner; passed to the student.
+
+    Raises:
+        ValueError: The teacher has another number of classes, or there is no such config.
+    """
+    student = ROOT_MODELS.build(with_preprocessor(model, data_preprocessor))
+    built = _build_teacher(teacher, teacher_checkpoint)
+    theirs, ours = map(_num_classes, (built, student))
+    if theirs != ours:
+        raise ValueError(
+            f"the teacher has {theirs} classes and the student {ours}: a teacher must have been trained on the "
+            "student's classes, in the same order"
+        )
+    student.__class__ = type(f"Distilled{type(student).__name__}", (Student, type(student)), {})
+    student._teacher = (built,)  # in a tuple, so that nn.Module does not register it
+    student._divergence, student._kd_weight = OutputDivergence(temperature), weight
+    student._seen = None
+    return student
+
+
+class Student(Mixin):
+    """What :func:`Distilled` adds to a model's class.
+
+    Attributes:
+        teacher: The teacher, frozen and in evaluation mode.
+    """
+
+    _teacher: tuple[nn.Module]
+    _divergence: OutputDivergence
+    _kd_weight: float
+    _seen: tuple[Tensor, Outputs] | None  # the last batch, copied, and the teacher's outputs
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self._teacher[0]
+
+    def init_weights(self) -> None:
+        """Initialises the student, and loads the teacher's weights.
+
+        Raises:
+            ValueError: The teacher has no weights to load.
+        """
+        super().init_weights()
+        if not any(any(pretrained(module)) for module in (self.teacher, self.teacher.backbone)):
+            raise ValueError("the teacher has no weights: set teacher_checkpoint")
+        with torch.random.fork_rng(devices=[]):  # also draws weights, which the checkpoint replaces
+            self.teacher.init_weights()
+        self._seen = None
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Any]:
+        """The model's own losses and ``loss_kd``.
+
+        Args:
+            inputs: Preprocessed images (N, 3, H, W).
+            data_samples: One per image, with its annotations.
+
+        Raises:
+            TypeError: None of the two networks' outputs have the same shape.
+        """
+        with self._divergence.watching(self):
+            losses = dict(super().loss(inputs, data_samples))
+        if "loss" in losses:  # MMEngine's name for the total in the log
+            losses["loss_cls"] = losses.pop("loss")
+        student, teacher = self._divergence.take(), self._ask_teacher(inputs)
+        comparable = {n: outputs for n, outputs in student.items() if _shapes(outputs) == _shapes(teacher.get(n, ()))}
+        losses["loss_kd"] = self._kd_weight * self._divergence.between(comparable, teacher)
+        return losses
+
+    @torch.no_grad()
+    def _ask_teacher(self, inputs: Tensor) -> Outputs:
+        """The teacher's outputs; those of the last batch are cached.
+
+        Batches are compared by value, since a loader may reuse memory for new images.
+        """
+        if self._seen is None or not torch.equal(self._seen[0], inputs):
+            divergence = OutputDivergence()
+            with divergence.watching(self.teacher):
+                tensor_forward(self.teacher, self._as_teacher_reads(inputs))
+            self._seen = inputs.clone(), divergence.take()
+        return self._seen[1]
+
+    def _as_teacher_reads(self, inputs: Tensor) -> Tensor:
+        own, theirs = self.data_preprocessor, self.teacher.data_preprocessor
+        if getattr(theirs, "mean", None) is None:  # it reads the student's images
+            return inputs
+        images = inputs if getattr(own, "mean", None) is None else inputs * own.std + own.mean
+        if _flips_channels(own) != _flips_channels(theirs):
+            images = images.flip(1)
+        return (images - theirs.mean) / theirs.std
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Student:
+        self.teacher._apply(fn)  # to the student's device
+        self._seen = None
+        return super()._apply(fn, recurse)
+
+
+def _build_teacher(config: dict | str, checkpoint: str | None) -> nn.Module:
+    scope = None  # that of the run
+    if isinstance(config, str):
+        try:
+            cfg = get_config(config) if "::" in config else Config.fromfile(config)
+        except OSError as error:
+            raise ValueError(f"the teacher's config cannot be read: {error}") from error
+        if not cfg.get("model"):
+            raise ValueError(f"the teacher's config {config} has no model")
+        config, scope = with_preprocessor(cfg.model, cfg.get("data_preprocessor")), cfg.get("default_scope")
+    config = dict(config)
+    if checkpoint is not None:
+        config["init_cfg"] = dict(type="Pretrained", checkpoint=checkpoint)
+    # the student starts as it would without a teacher
+    with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]):
+        return ROOT_MODELS.build(config).eval().requires_grad_(False)
+
+
+def _num_classes(model: nn.Module) -> int | None:
+    heads = (getattr(model, name, None) for name in ("head", "bbox_head"))
+    return next((head.num_classes for head in heads if hasattr(head, "num_classes")), None)
+
+
+def _shapes(outputs: tuple[Tensor, ...]) -> list[torch.Size]:
+    return [output.shape for output in outputs]
+
+
+def _flips_channels(preprocessor: nn.Module) -> bool:
+    """Whether mmpretrain's or mmdet's preprocessor turns BGR into RGB."""
+    return getattr(preprocessor, "to_rgb", getattr(preprocessor, "_channel_conversion", False))
