@@ -1,7 +1,7 @@
 """Plain training, NetAug and in-place distillation where a tiny network under-fits, each at its own best learning rate.
 
     python benchmarks/saturation.py run --cifar data/cifar10 --seeds 0 1 2     # resumes: finished runs are skipped
-    python benchmarks/saturation.py report                                     # docs/saturation.md
+    python benchmarks/saturation.py report                            # docs/saturation.md and docs/saturation.png
 
 The protocol, fixed before the runs:
 
@@ -13,9 +13,10 @@ The protocol, fixed before the runs:
    0.4 until the best one has been compared with its half and its double. The other seeds run at this rate alone.
 4. *Claims* are differences from plain training in test accuracy, each method at its own rate, paired by seed, with 95 %
    intervals (Student's t) over eight seeds: for as many epochs; and against plain training that takes as much CPU time.
-   A *wide teacher* is a frozen, plainly trained network 2.8 times as wide, of 20 epochs, whose minutes are left out. It
-   adds its KL divergence to the cross-entropy, so the same learning rate makes steps twice as long; it has a search for
-   its rate of its own.
+   A *wide teacher* is a frozen, plainly trained network 2.8 times as wide, of 20 epochs. It adds its KL divergence to
+   the cross-entropy, so the same learning rate makes steps twice as long; it has a search for its rate of its own. The
+   runs' minutes leave out the wide network's, which are in a row of their own. With them, 40 epochs take a little less
+   than 96 epochs of plain training (``EQUAL_TIME``). Both are also compared at 20 epochs, and at 96.
 5. *Gate.* The largest network that is sampled in the last epoch, its batch norms re-estimated on 50 batches: a teacher
    that is not ahead of the tiny network has nothing to teach.
 
@@ -43,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT)  # in place of benchmarks/, whose coverage.py numba would take for the package of that name
 
 import torch
+from matplotlib.figure import Figure
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -64,6 +66,7 @@ from mmpretrain.structures import DataSample  # isort: skip
 from scipy import stats  # isort: skip
 
 RESULTS, PAGE = ROOT / "docs/saturation.csv", ROOT / "docs/saturation.md"
+PLOT = ROOT / "docs/saturation.png"
 READING = ROOT / "benchmarks/saturation_reading.md"  # written by hand
 WIDE = ROOT / "work_dirs/saturation"  # trained wide networks
 BATCH, WARM_UP = 128, 2
@@ -214,6 +217,10 @@ NETWORKS = {
 """Backbone, its arguments, its output channels, and the epochs of a training."""
 FIRST_RATE = 0.4
 SEEDS = 8
+EQUAL_TIME = {"nano": 96}
+"""Epochs of plain training that take no less time than "wide teacher, cut from it" with its wide network."""
+TO_PLOT = {"plain": 0.8, "wide teacher, cut from it": 0.4, "distillation": 0.8, "NetAug": 0.8}
+"""Methods of the plot, at one rate each, on nano."""
 
 
 def largest(space: ElasticSpace, width: bool) -> list[int]:
@@ -360,8 +367,13 @@ def train_wide(data: Data, network: str, seed: int) -> None:
     if path.exists():
         return
     model = build(network, method, seed)
-    minutes, _ = fit(data, model, method, FIRST_RATE, NETWORKS[network][3], seed, f"{network} {seed}")
-    print(f"{network} {seed}: {minutes:.2f} minutes of CPU, {accuracies(model, data)}", flush=True)
+    epochs = NETWORKS[network][3]
+    minutes, train_loss = fit(data, model, method, FIRST_RATE, epochs, seed, f"{network} {seed}")
+    record_once(
+        dict(zip(KEYS, (network, "plain", FIRST_RATE, epochs, seed), strict=True))
+        | dict(minutes=minutes, train_loss=train_loss)
+        | dict(held_out=accuracy(model, *data.held_out), test=accuracy(model, *data.test))
+    )
     with replaced_when_done(path) as temporary:
         torch.save(model.state_dict(), temporary)
 
@@ -372,12 +384,7 @@ def cut(model: nn.Module, data: Data, network: str, seed: int) -> None:
     large.load_state_dict(torch.load(wide_path(network, seed), weights_only=True))
     cut_channels(model, large, tensor_forward, (3, 32, 32))
     reestimate_norms(model, data)
-    print(f"{network} {seed}: {accuracies(model, data)} right after the cut", flush=True)
-
-
-def accuracies(model: nn.Module, data: Data) -> str:
-    """Held-out and test accuracy, for the log."""
-    return f"held out {accuracy(model, *data.held_out):.2f}, test {accuracy(model, *data.test):.2f}"
+    print(f"{network} {seed}: held out {accuracy(model, *data.held_out):.2f} right after the cut", flush=True)
 
 
 def accuracy_of_largest(model: nn.Module, data: Data, width: bool) -> float:
@@ -421,8 +428,15 @@ def results() -> list[dict]:
     return rows
 
 
-def record(row: dict) -> None:
-    """Adds a run to the results in one write, as several processes may do at a time."""
+def is_done(key: tuple) -> bool:
+    """Whether the results have this run."""
+    return key in {tuple(row[name] for name in KEYS) for row in results()}
+
+
+def record_once(row: dict) -> None:
+    """Adds a run to the results, if they lack it, in one write, as several processes may do at a time."""
+    if is_done(tuple(row[name] for name in KEYS)):
+        return
     line = ",".join(f'"{row[key]}"' if key in ("network", "method") else str(row[key]) for key in KEYS)
     line += "," + ",".join("" if row.get(name) is None else f"{row[name]:.4f}" for name in FIGURES) + "\n"
     header = "" if RESULTS.exists() else ",".join((*KEYS, *FIGURES)) + "\n"
@@ -472,9 +486,9 @@ def run(args: argparse.Namespace) -> None:
         for method in args.methods:
             for rate in args.rates or rates_to_run(args.network, method, epochs, seed):
                 key = (args.network, method, rate, epochs, seed)
-                if key not in {tuple(row[name] for name in KEYS) for row in results()}:
+                if not is_done(key):
                     figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
-                    record(dict(zip(KEYS, key, strict=True)) | figures)
+                    record_once(dict(zip(KEYS, key, strict=True)) | figures)
 
 
 def rates_to_run(network: str, method: str, epochs: int, seed: int) -> Iterator[float]:
@@ -510,8 +524,75 @@ def mean_of(values: list[float], name: str) -> str:
     return f"{statistics.mean(values):.3f}" if name == "train_loss" else f"{statistics.mean(values):.1f}{spread}"
 
 
+def accuracy_by_seed(rows: list[dict], network: str, method: str, rate: float | None, epochs: int) -> dict[int, float]:
+    """Test accuracies of the runs of these settings."""
+    key = (network, method, rate, epochs)
+    return {r["seed"]: r["test"] for r in rows if (r["network"], r["method"], r["rate"], r["epochs"]) == key}
+
+
+def paired(runs: dict[int, float], plain: dict[int, float]) -> str:
+    """Mean difference of test accuracy over the seeds that both have, and its interval; nothing for plain itself."""
+    return "" if runs == plain else interval([runs[seed] - plain[seed] for seed in runs.keys() & plain.keys()])
+
+
+def table(rows: list[dict], network: str) -> list[str]:
+    """A network's runs as lines of a Markdown table."""
+    own, equal_time = NETWORKS[network][3], EQUAL_TIME.get(network)
+    plain_rate = best_rate(rows, network, "plain", own)
+    plain = accuracy_by_seed(rows, network, "plain", plain_rate, own)
+    longer = accuracy_by_seed(rows, network, "plain", plain_rate, equal_time) if equal_time else {}
+    header = ["method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest", "minutes of CPU"]
+    if plain:
+        header.append(f"test − plain, {own} epochs")
+    if longer:
+        header.append(f"test − plain, {equal_time} epochs")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    keys = dict.fromkeys((r["method"], r["epochs"], r["rate"]) for r in rows if r["network"] == network)
+    for method, epochs, rate in sorted(keys, key=lambda key: (list(METHODS).index(key[0]), *key[1:])):
+        key = (network, method, epochs, rate)
+        runs = [row for row in rows if (row["network"], row["method"], row["epochs"], row["rate"]) == key]
+        chosen = rate == best_rate(rows, network, method, epochs) and method in MAIN
+        means = {name: mean_of([run[name] for run in runs if run[name] is not None], name) for name in FIGURES}
+        cells = [f"**{method}**" if chosen else method, epochs, f"{rate:g}", len(runs)]
+        cells += [means[name] for name in ("test", "held_out", "train_loss", "largest", "minutes")]
+        tests = accuracy_by_seed(rows, network, method, rate, epochs)
+        cells += [paired(tests, others) for others in (plain, longer) if others]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def plot(rows: list[dict]) -> None:
+    """Draws nano's test accuracy over minutes of CPU, the teacher's included; one point for each number of epochs."""
+    wide = [row["minutes"] for row in rows if row["network"] == "nano x2.8"]
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for method, rate in TO_PLOT.items():
+        points = []
+        for epochs in sorted({row["epochs"] for row in rows}):
+            key = ("nano", method, rate, epochs)
+            runs = [r for r in rows if (r["network"], r["method"], r["rate"], r["epochs"]) == key]
+            if len(runs) > 1:
+                minutes = statistics.mean(run["minutes"] for run in runs)
+                tests = [run["test"] for run in runs]
+                spread = stats.t.ppf(0.975, len(runs) - 1) * statistics.stdev(tests) / math.sqrt(len(runs))
+                points.append((minutes, statistics.mean(tests), spread, f"{epochs} epochs, {len(runs)} seeds"))
+        if not points or (METHODS[method].teacher and not wide):
+            continue
+        minutes, tests, spreads, labels = zip(*points, strict=True)
+        if METHODS[method].teacher:
+            minutes = [value + statistics.mean(wide) for value in minutes]
+        line = axes.errorbar(minutes, tests, spreads, marker="o", capsize=3, label=method)
+        for place, label in zip(zip(minutes, tests, strict=True), labels, strict=True):
+            axes.annotate(label, place, (4, -10), textcoords="offset points", fontsize=7, color=line[0].get_color())
+    axes.set(xlabel="minutes of CPU, the teacher's included", ylabel="test accuracy, 95 % interval", title="nano")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replaced_when_done(PLOT) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+
+
 def report(args: argparse.Namespace) -> None:
-    """Writes the page."""
+    """Writes the page and the plot."""
     rows = results()
     lines = [
         "# At saturation: plain training, NetAug and in-place distillation",
@@ -519,45 +600,27 @@ def report(args: argparse.Namespace) -> None:
         "Written by `python benchmarks/saturation.py report` from [saturation.csv](saturation.csv), one line of which "
         "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs; "
         "after the first five the search for the rate was added, after the first distilled one the variants *to the "
-        "end*, after those the start *cut from* a wider network, and after three seeds of that the *wide teacher*. "
-        "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Only *What it "
-        "says* is written by hand, in `benchmarks/saturation_reading.md`.",
+        "end*, after those the start *cut from* a wider network, after three seeds of that the *wide teacher*, and "
+        "after its eight seeds the comparisons at 20 and 96 epochs. "
+        "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Differences are "
+        "paired by seed. Only *What it says* is written by hand, in `benchmarks/saturation_reading.md`.",
         "",
         READING.read_text(encoding="utf-8").rstrip(),
+        "",
+        "![Accuracy over CPU time](saturation.png)",
     ]
     for network in NETWORKS:
-        of_network = [row for row in rows if row["network"] == network]
-        if not of_network:
+        if not any(row["network"] == network for row in rows):
             continue
         lines += ["", f"## {network}", ""]
         seeds = {method: len(seeds_at_best_rate(rows, network, method)) for method in MAIN}
-        if short := [f"{method} ({count} of {SEEDS} seeds)" for method, count in seeds.items() if count < SEEDS]:
+        short = [f"{method} ({count} of {SEEDS} seeds)" for method, count in seeds.items() if count < SEEDS]
+        if short and seeds["plain"]:
             lines += [f"Nothing is claimed of {', '.join(short)}.", ""]
-        header = ("method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest")
-        header += ("minutes of CPU", "test − plain, paired")
-        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        plain_rate = best_rate(rows, network, "plain", NETWORKS[network][3])
-        plain = {
-            row["seed"]: row["test"]
-            for row in of_network
-            if (row["method"], row["rate"], row["epochs"]) == ("plain", plain_rate, NETWORKS[network][3])
-        }
-        keys = dict.fromkeys((row["method"], row["epochs"], row["rate"]) for row in of_network)
-        for method, epochs, rate in sorted(keys, key=lambda key: (list(METHODS).index(key[0]), *key[1:])):
-            runs = [r for r in of_network if (r["method"], r["epochs"], r["rate"]) == (method, epochs, rate)]
-            chosen = rate == best_rate(rows, network, method, epochs)
-
-            means = [mean_of([run[name] for run in runs if run[name] is not None], name) for name in FIGURES[1:]]
-            test, train_loss, big, minutes = means
-            held_out = mean_of([run["held_out"] for run in runs], "held_out")
-            itself = (method, epochs, rate) == ("plain", NETWORKS[network][3], plain_rate)
-            paired = [run["test"] - plain[run["seed"]] for run in runs if run["seed"] in plain and not itself]
-            cells = [f"**{method}**" if chosen and method in MAIN else method, epochs, f"{rate:g}", len(runs)]
-            cells += [test, held_out, train_loss, big, minutes, interval(paired)]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    temporary = PAGE.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(PAGE)
+        lines += table(rows, network)
+    with replaced_when_done(PAGE) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(rows)
     print("\n".join(lines))
 
 
@@ -573,7 +636,7 @@ def main() -> None:
     command.add_argument("--rates", nargs="+", type=float, metavar="LR", help="in place of the grid or its best")
     command.add_argument("--epochs", type=int, metavar="N", help="in place of the network's own number")
     command.set_defaults(call=run)
-    commands.add_parser("report", help="write docs/saturation.md").set_defaults(call=report)
+    commands.add_parser("report", help="write docs/saturation.md and its plot").set_defaults(call=report)
     args = parser.parse_args()
     args.call(args)
 

@@ -29,6 +29,7 @@ class RandomData(saturation.Data):
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(saturation, "RESULTS", tmp_path / "saturation.csv")
     monkeypatch.setattr(saturation, "PAGE", tmp_path / "saturation.md")
+    monkeypatch.setattr(saturation, "PLOT", tmp_path / "saturation.png")
     monkeypatch.setattr(saturation, "Data", RandomData)
     return tmp_path
 
@@ -74,11 +75,13 @@ def test_rates_are_chosen_by_held_out_accuracy_of_seed_0(results, monkeypatch):
         "wide teacher, cut from it",
     ],
 )
-def test_a_method_trains(method, tmp_path, monkeypatch):
-    monkeypatch.setattr(saturation, "WIDE", tmp_path)
+def test_a_method_trains(method, results, monkeypatch):
+    monkeypatch.setattr(saturation, "WIDE", results)
     figures = saturation.train(RandomData(), "nano", saturation.METHODS[method], 0.1, 3, 0, method)
     assert all(math.isfinite(value) for value in figures.values())
     assert ("largest" in figures) == method.startswith("distillation")
+    wide = ["nano x2.8"] if method.startswith("wide teacher") else []
+    assert [row["network"] for row in saturation.results()] == wide  # its minutes are told, too
 
 
 def test_additional_channels_alone_learn_from_the_augmented_pass():
