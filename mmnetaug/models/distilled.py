@@ -68,9 +68,7 @@ def Distilled(
             "student's classes, in the same order"
         )
     student.__class__ = type(f"Distilled{type(student).__name__}", (Student, type(student)), {})
-    student._teacher = (built,)  # in a tuple, so that nn.Module does not register it
-    student._divergence, student._kd_weight = OutputDivergence(temperature), weight
-    student._seen = None
+    student.be_taught(built, OutputDivergence(temperature), weight)
     return student
 
 
@@ -81,10 +79,11 @@ class Student(Mixin):
         teacher: The teacher, frozen and in evaluation mode.
     """
 
-    _teacher: tuple[nn.Module]
-    _divergence: OutputDivergence
-    _kd_weight: float
-    _seen: tuple[Tensor, Outputs] | None  # the last batch, copied, and the teacher's outputs
+    def be_taught(self, teacher: nn.Module, divergence: OutputDivergence, weight: float) -> None:
+        """Sets the teacher, and the divergence from its outputs and its weight."""
+        self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
+        self._divergence, self._kd_weight = divergence, weight
+        self._seen: tuple[Tensor, Outputs] | None = None  # the last batch, copied, and the teacher's outputs
 
     @property
     def teacher(self) -> nn.Module:
