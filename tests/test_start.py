@@ -90,6 +90,10 @@ ABSENT = {
         ["train", "{place}/plain.py", "--resume", "--cfg-options", *PART],
         "no checkpoint at absent.pth",
     ),
+    "a teacher's checkpoint": (
+        ["train", "rtmdet_mbv3_w035_kd_custom", "--data-root", "{place}", "--resume"],
+        "no checkpoint at work_dirs/rtmdet_mbv3_w100_custom/epoch_100_tiny.pth",
+    ),
     "a checkpoint to resume": (["train", "{place}/plain.py", "--resume", "absent.pth"], "no checkpoint at absent.pth"),
     "a checkpoint to test": (["test", "{place}/plain.py", "~/absent.pth"], "no checkpoint at ~/absent.pth"),
     "a checkpoint to export": (["export", "{place}/plain.py", "absent.pth"], "no checkpoint at absent.pth"),

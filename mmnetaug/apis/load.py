@@ -75,7 +75,7 @@ def join_cpu_processes(cfg: Config) -> None:
 
 
 def starts_from(cfg: Config, resumed: str | None) -> list[str]:
-    """Checkpoints that training by a config reads: ``load_from``, unless it is resumed, and those in ``init_cfg``."""
+    """Checkpoints that training by a config reads: ``load_from``, unless it is resumed, ``init_cfg``'s, a teacher's."""
     found = [] if resumed or not cfg.get("load_from") else [cfg.load_from]
     return found + list(_pretrained(cfg.get("model")))
 
@@ -84,6 +84,8 @@ def _pretrained(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         if config.get("type") == "Pretrained" and config.get("checkpoint"):
             yield config["checkpoint"]
+        if config.get("teacher_checkpoint"):
+            yield config["teacher_checkpoint"]
         config = list(config.values())
     if isinstance(config, list | tuple):
         for value in config:
