@@ -22,6 +22,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from networks import detector_config
+from test_tiny_detectors import TFLITE
 from test_tools import CLASSES, CLASSIFIER, DETECTOR, NETAUG, REPO, load_tool, run
 from torch import Tensor, nn
 
@@ -91,28 +92,35 @@ def test_sweep_measures_writes_and_keeps(place, tmp_path, capsys, monkeypatch):
         run(sweep, *args, "--sizes", 64, 96)
 
 
-def test_latency_is_measured_in_every_runtime_that_can_run_the_network(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "tflite_python",
+    [None, pytest.param(TFLITE, marks=pytest.mark.skipif(TFLITE is None, reason="TFLITE_PYTHON is not set"))],
+)
+def test_latency_is_measured_in_every_runtime_that_can_run_the_network(tflite_python, capsys, monkeypatch):
     """Those that take turns are the network itself: same outputs, int8 ones nearly."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     outputs = {}
 
     def run_each_once(runs):
-        outputs.update({name: next(iter(run())) for name, run in runs.items()})
-        return medians({name: lambda: None for name in runs})
+        outputs.update({name: run()[0][0] for name, run in runs.items()})
+        return medians(runs)
 
     medians = latency._medians
     monkeypatch.setattr(latency, "SECONDS", 0)
     monkeypatch.setattr(latency, "_medians", run_each_once)
     threads = torch.get_num_threads()
-    assert latency.measure_latency(model, (1, 3, 16, 16)).keys() == latency.RUNTIMES.keys() == outputs.keys()
+    measured = latency.measure_latency(model, (1, 3, 16, 16), tflite_python)
+    assert list(measured) == list(outputs) == list(latency.RUNTIMES)[: 5 if tflite_python else 3]
+    assert all(milliseconds > 0 for milliseconds in measured.values())
     assert torch.get_num_threads() == threads
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 16, 16), np.float32))
     expected = model(image).detach().numpy()
     assert np.allclose(outputs["latency_ms"], expected, atol=1e-5)
-    assert np.allclose(outputs["onnx_ms"], expected, atol=1e-5)
-    difference = np.abs(outputs["onnx_int8_ms"] - expected).max() / np.abs(expected).max()
-    assert 1e-5 < difference < 0.1
+    for runtime in ("onnx", "litert") if tflite_python else ("onnx",):
+        assert np.allclose(outputs[f"{runtime}_ms"], expected, atol=1e-5)
+        difference = np.abs(outputs[f"{runtime}_int8_ms"] - expected).max() / np.abs(expected).max()
+        assert 1e-5 < difference < 0.1
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
     assert latency.measure_latency(model, (1, 3, 16, 16)).keys() == {"latency_ms"}

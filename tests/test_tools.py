@@ -363,12 +363,13 @@ def test_describe_fails_where_the_network_exceeds_the_budget(place, budget, code
 
 
 def test_describe_measures_the_latency_of_the_tiny_network(place, tmp_path, capsys, monkeypatch):
-    def measure(model, shape):
-        assert not find_spaces(model) and not model.training and shape == (1, 3, 64, 64)
+    def measure(model, shape, tflite_python):
+        assert not find_spaces(model) and not model.training and shape == (1, 3, 64, 64) and tflite_python == "python"
         return dict(latency_ms=2.0, onnx_ms=1.0)
 
     monkeypatch.setattr("mmnetaug.apis.describe.measure_latency", measure)
-    assert run(describe, place / "netaug.py", "--latency", "--json", tmp_path / "figures.json") == 0
+    args = ["--latency", "--tflite-python", "python", "--json", tmp_path / "figures.json"]
+    assert run(describe, place / "netaug.py", *args) == 0
     assert "latency: PyTorch 2.0 ms, ONNX Runtime 1.0 ms" in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["latency"] == dict(latency_ms=2.0, onnx_ms=1.0)
 

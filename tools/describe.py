@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sram", type=size_in_bytes, metavar="320KB", help="check whether the int8 network fits")
     parser.add_argument("--flash", type=size_in_bytes, metavar="1MB", help="check whether the int8 weights fit")
     parser.add_argument("--latency", action="store_true", help="measure it here: one image, one thread")
+    parser.add_argument(
+        "--tflite-python", metavar="PATH", help="interpreter of LiteRT's environment, to measure --latency there, too"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
     args = parser.parse_args(argv)
     args.misfits = []

@@ -56,7 +56,7 @@ def describe(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         if plain != cfg.model:
             cfg.model = plain
             model = build_model(cfg)
-        latency = measure_latency(model.eval(), network.cost.input_shape)
+        latency = measure_latency(model.eval(), network.cost.input_shape, args.tflite_python)
         print("latency: " + ", ".join(f"{RUNTIMES[name]} {ms:.1f} ms" for name, ms in latency.items()))
     for line in (*reports, *unlisted):
         print(f"data: {line}")

@@ -5,7 +5,7 @@ by the interpreter of another environment (see docs/deploy.md). It does not impo
 and pipes::
 
     tflite_worker.py convert PROGRAM.pt2 CALIBRATION.npz FLOAT.tflite INT8.tflite
-    tflite_worker.py serve MODEL.tflite    # batches as .npy on standard input, outputs as .npz on standard output
+    tflite_worker.py serve MODEL.tflite    # batches as .npy on standard input, outputs and time as .npz on output
     tflite_worker.py arena MODEL.tflite    # size of the arena in TensorFlow Lite Micro, as JSON
 """
 
@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -76,7 +77,10 @@ def for_microcontrollers(model: bytes) -> bytes:
 
 
 def serve(model: str) -> None:
-    """Runs batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W)."""
+    """Runs batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W).
+
+    The last array is the CPU time in milliseconds that LiteRT took on its one thread.
+    """
     interpreter = _interpreter(model)
     [details] = interpreter.get_input_details()
     [(_, names)] = interpreter.get_signature_list().items()
@@ -87,14 +91,18 @@ def serve(model: str) -> None:
         collected: dict[str, list[np.ndarray]] = {
             name: [] for name in sorted(names["outputs"], key=lambda name: int(name.rpartition("_")[2]))
         }
+        seconds = 0.0
         for image in batch.transpose(0, 2, 3, 1):
-            given = runner(**{names["inputs"][0]: _quantise(image[None], details)})
+            inputs = {names["inputs"][0]: _quantise(image[None], details)}
+            start = time.thread_time()
+            given = runner(**inputs)
+            seconds += time.thread_time() - start
             for name, values in collected.items():
                 values.append(_dequantise(given[name], outputs[name]))
         stacked = [np.concatenate(values) for values in collected.values()]
         stacked = [value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for value in stacked]
         buffer = io.BytesIO()
-        np.savez(buffer, *stacked)
+        np.savez(buffer, *stacked, 1000 * seconds)
         results.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
         results.flush()
 
@@ -129,7 +137,7 @@ def arena(model: str) -> None:
 def _interpreter(path: str):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path)
+    interpreter = Interpreter(path, num_threads=1)
     interpreter.allocate_tensors()
     return interpreter
 
