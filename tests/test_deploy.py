@@ -36,7 +36,7 @@ from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load
 from mmnetaug.apis.input_size import fix_input, set_input_size
 from mmnetaug.deploy import latency
 from mmnetaug.deploy import onnx as deploy_onnx
-from mmnetaug.deploy.tflite import LeakyMaximum
+from mmnetaug.deploy.tflite import LeakyMaximum, TFLiteNetwork
 from mmnetaug.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -278,6 +278,24 @@ def test_onnx_takes_any_batch(place, exported):
             expected = deploy_onnx.Raw(model)(x)
         for a, b in zip(expected, network(x.numpy()), strict=True):
             assert np.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.skipif(TFLITE is None, reason="TFLITE_PYTHON is not set")
+def test_tflite_is_verified_as_microcontrollers_compute_it(place, tmp_path):
+    args = ["--data-root", place / "data", "--out", tmp_path, "--json", tmp_path / "figures.json", "--max-drop", 1]
+    args += ["--to", "tflite", "--tflite-python", TFLITE]
+    assert run(export, place / "plain.py", place / "tiny.pth", *args) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [Path(file).name for file in figures["files"]] == ["tiny_tiny.tflite", "tiny_tiny_int8.tflite"]
+    assert figures["TFLite fp32 AP50"] == pytest.approx(figures["PyTorch AP50"], abs=5e-4)
+    assert "TFLite int8 AP50" in figures
+    assert figures["arena"] is None or figures["arena"]["largest_difference"] == 0
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64), np.float32)
+    outputs = []
+    for reference in (False, True):  # LiteRT's kernels round in two ways
+        with TFLiteNetwork(TFLITE, tmp_path / "tiny_tiny_int8.tflite", reference) as network:
+            outputs.append(np.concatenate([output.ravel() for output in network(image)]))
+    assert np.abs(outputs[0] - outputs[1]).max() > 0
 
 
 def test_int8_is_int8(place, exported):

@@ -75,7 +75,8 @@ def convert_tflite(
 def arena_size(python: str, path: Path) -> dict[str, int] | None:
     """Bytes of TensorFlow Lite Micro's arena: ``total``, ``head`` (activations), ``tail``; None if it is not installed.
 
-    ``largest_difference`` is the largest difference between its outputs and LiteRT's, in steps of int8.
+    ``largest_difference`` is the largest difference between its outputs and those of LiteRT's reference kernels, in
+    steps of int8.
     """
     return json.loads(_run(python, "arena", path).splitlines()[-1])
 
@@ -86,15 +87,17 @@ class TFLiteNetwork(contextlib.AbstractContextManager):
     Args:
         python: Python interpreter of that environment.
         path: The file.
+        reference: Whether to use the reference kernels, which compute int8 as TensorFlow Lite Micro does, to the bit.
+            LiteRT's default, XNNPACK, is faster and rounds differently.
     """
 
-    def __init__(self, python: str, path: str | Path) -> None:
+    def __init__(self, python: str, path: str | Path, reference: bool = False) -> None:
         if not Path(path).is_file():
             raise UserError(f"no file at {path}")
         _check_interpreter(python)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
         self.process = subprocess.Popen(
-            [python, str(WORKER), "serve", str(path)],
+            [python, str(WORKER), "serve", str(path), "reference" if reference else "default"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

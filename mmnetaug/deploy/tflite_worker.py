@@ -5,8 +5,10 @@ by the interpreter of another environment (see docs/deploy.md). It does not impo
 and pipes::
 
     tflite_worker.py convert PROGRAM.pt2 CALIBRATION.npz FLOAT.tflite INT8.tflite
-    tflite_worker.py serve MODEL.tflite    # batches as .npy on standard input, outputs and time as .npz on output
+    tflite_worker.py serve MODEL.tflite default|reference
     tflite_worker.py arena MODEL.tflite    # size of the arena in TensorFlow Lite Micro, as JSON
+
+``serve`` takes batches as .npy on standard input, and writes outputs and time as .npz on standard output.
 """
 
 from __future__ import annotations
@@ -76,12 +78,12 @@ def for_microcontrollers(model: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def serve(model: str) -> None:
+def serve(model: str, kernels: str) -> None:
     """Runs batches (N, C, H, W) float32 from standard input until it ends; outputs are float32, maps (N, C, H, W).
 
     The last array is the CPU time in milliseconds that LiteRT took on its one thread.
     """
-    interpreter = _interpreter(model)
+    interpreter = _interpreter(model, kernels)
     [details] = interpreter.get_input_details()
     [(_, names)] = interpreter.get_signature_list().items()
     runner = interpreter.get_signature_runner()
@@ -110,7 +112,8 @@ def serve(model: str) -> None:
 def arena(model: str) -> None:
     """Runs the model once in TensorFlow Lite Micro, and prints its arena's size in bytes and the error of its outputs.
 
-    The error is the largest difference from LiteRT's outputs for one random image, in steps of int8.
+    The error is the largest difference from the outputs of LiteRT's reference kernels for one random image, in steps of
+    int8. LiteRT's default kernels round differently, and in deep networks that adds up.
     """
     try:
         from tflite_micro.python.tflite_micro import runtime
@@ -124,7 +127,7 @@ def arena(model: str) -> None:
     interpreter.invoke()
     text = _standard_error_of(interpreter.print_allocations)
     found = {name: int(size) for name, size in re.findall(r"Arena allocation (total|head|tail) (\d+) bytes", text)}
-    reference = _interpreter(model)
+    reference = _interpreter(model, "reference")
     reference.set_tensor(reference.get_input_details()[0]["index"], image)
     reference.invoke()
     pairs = [
@@ -134,10 +137,11 @@ def arena(model: str) -> None:
     print(json.dumps({**found, "largest_difference": max(int(np.abs(a - b).max()) for a, b in pairs)}))
 
 
-def _interpreter(path: str):
-    from ai_edge_litert.interpreter import Interpreter
+def _interpreter(path: str, kernels: str = "default"):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(path, num_threads=1)
+    resolver = {"default": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}[kernels]
+    interpreter = Interpreter(path, num_threads=1, experimental_op_resolver_type=resolver)
     interpreter.allocate_tensors()
     return interpreter
 
