@@ -562,31 +562,30 @@ def table(rows: list[dict], network: str) -> list[str]:
 
 
 def plot(rows: list[dict]) -> None:
-    """Draws nano's test accuracy over minutes of CPU, the teacher's included; one point for each number of epochs."""
+    """Draws nano's test accuracy over minutes of CPU, the teacher's included: each run, and the mean of each length."""
     wide = [row["minutes"] for row in rows if row["network"] == "nano x2.8"]
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
-    for method, rate in TO_PLOT.items():
-        points = []
-        for epochs in sorted({row["epochs"] for row in rows}):
-            key = ("nano", method, rate, epochs)
-            runs = [r for r in rows if (r["network"], r["method"], r["rate"], r["epochs"]) == key]
-            if len(runs) > 1:
-                minutes = statistics.mean(run["minutes"] for run in runs)
-                tests = [run["test"] for run in runs]
-                spread = stats.t.ppf(0.975, len(runs) - 1) * statistics.stdev(tests) / math.sqrt(len(runs))
-                points.append((minutes, statistics.mean(tests), spread, f"{epochs} epochs, {len(runs)} seeds"))
-        if not points or (METHODS[method].teacher and not wide):
+    for number, (method, rate) in enumerate(TO_PLOT.items()):
+        if METHODS[method].teacher and not wide:
             continue
-        minutes, tests, spreads, labels = zip(*points, strict=True)
-        if METHODS[method].teacher:
-            minutes = [value + statistics.mean(wide) for value in minutes]
-        line = axes.errorbar(minutes, tests, spreads, marker="o", capsize=3, label=method)
-        for place, label in zip(zip(minutes, tests, strict=True), labels, strict=True):
-            axes.annotate(label, place, (4, -10), textcoords="offset points", fontsize=7, color=line[0].get_color())
-    axes.set(xlabel="minutes of CPU, the teacher's included", ylabel="test accuracy, 95 % interval", title="nano")
+        before = statistics.mean(wide) if METHODS[method].teacher else 0
+        runs: dict[int, list[dict]] = {}
+        for row in rows:
+            if (row["network"], row["method"], row["rate"]) == ("nano", method, rate):
+                runs.setdefault(row["epochs"], []).append(row)
+        means = []
+        for epochs, found in sorted(runs.items()):
+            minutes = before + statistics.mean(run["minutes"] for run in found)
+            means.append((minutes, statistics.mean(run["test"] for run in found)))
+            axes.scatter([minutes] * len(found), [run["test"] for run in found], 8, f"C{number}", alpha=0.5)
+            axes.annotate(f"{epochs}", means[-1], (5, -11), textcoords="offset points", color=f"C{number}")
+        if means:
+            axes.plot(*zip(*means, strict=True), f"C{number}o-", label=method)
+    axes.set(xlabel="minutes of CPU, the teacher's included", ylabel="test accuracy", title="nano: numbers are epochs")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with replaced_when_done(PLOT) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
 

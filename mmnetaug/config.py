@@ -20,6 +20,22 @@ def type_name(config: Mapping[str, Any]) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
 
 
+def without(model: Any, *wrappers: str) -> Any:
+    """Replaces wrappers in a model's config, ``NetAug`` or ``Distilled``, by what they wrap."""
+    if isinstance(model, dict):
+        if type_name(model) in wrappers:
+            return without(model["model"], *wrappers)
+        return type(model)({key: without(value, *wrappers) for key, value in model.items()})
+    if isinstance(model, list | tuple):
+        return type(model)(without(value, *wrappers) for value in model)
+    return model
+
+
+def without_netaug(model: Any) -> Any:
+    """Removes NetAug and teachers from a model's config."""
+    return without(model, "NetAug", "Distilled")
+
+
 def with_preprocessor(model: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of a model's config that holds this data preprocessor, unless it has one."""
     return {"data_preprocessor": preprocessor, **model} if preprocessor else dict(model)

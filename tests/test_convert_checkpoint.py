@@ -418,9 +418,24 @@ def test_a_wide_detector_is_cut_and_teaches(tmp_path):
     assert {tuple(row.flatten().tolist()) for row in narrow[reads].transpose(0, 1)} < rows
     boxes = InstanceData(bboxes=torch.tensor([[10.0, 20.0, 100.0, 90.0]]), labels=torch.tensor([2]))
     samples = [DetDataSample(gt_instances=boxes, metainfo=dict(img_shape=(160, 160), pad_shape=(160, 160)))] * 2
-    assert student(torch.randn(2, 3, 160, 160), samples, mode="loss")["loss_kd"] > 0
-    missing = [*arguments[:3], tmp_path / "absent.py", *arguments[4:]]
-    assert run(convert_checkpoint, *missing) == 1
+    losses = student(torch.randn(2, 3, 160, 160), samples, mode="loss")
+    assert losses["loss_kd"] > 0 and student._divergence._compare.keys() == {"neck", "bbox_head"}
+
+
+def test_what_a_detector_cannot_be_cut_from_is_one_error(tmp_path, capsys):
+    init_default_scope("mmdet")
+    wide = REPO / "configs/rtmdet_mbv3_w100_custom.py"
+    model = Config.fromfile(wide).model
+    model.bbox_head.num_classes = 3
+    torch.save(MODELS.build(model).state_dict(), tmp_path / "wide.pth")
+    config, out = REPO / "configs/rtmdet_mbv3_w035_custom.py", tmp_path / "cut.pth"
+    for cut_from, message in {
+        str(tmp_path / "absent.py"): "no config file at .*absent.py",
+        str(wide): "does not fit the network of --cut-from .*w100_custom.py: bbox_head.* is [(]3.* and [(]1",
+        "1.0": "give the wide detector's config",
+    }.items():
+        assert run(convert_checkpoint, config, tmp_path / "wide.pth", "--out", out, "--cut-from", cut_from) == 1
+        assert re.search(message, capsys.readouterr().err) and not out.exists()
 
 
 def test_a_checkpoint_of_another_width_than_said_is_one_error(tmp_path, capsys):

@@ -32,8 +32,9 @@ from mmnetaug.apis import export as exporting
 from mmnetaug.apis import sweep as sweeping
 from mmnetaug.apis.build import build_model
 from mmnetaug.apis.compare import CELL
-from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load_tiny, replace_network, without_netaug
+from mmnetaug.apis.evaluation import calibration_images, head_of, headline, load_tiny, replace_network
 from mmnetaug.apis.input_size import fix_input, set_input_size
+from mmnetaug.config import without_netaug
 from mmnetaug.deploy import latency
 from mmnetaug.deploy import onnx as deploy_onnx
 from mmnetaug.deploy.tflite import LeakyMaximum, TFLiteNetwork

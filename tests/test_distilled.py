@@ -17,9 +17,9 @@ from torch import nn
 
 from mmnetaug import NetAugOptimWrapper
 from mmnetaug.apis.build import build_model
-from mmnetaug.apis.evaluation import without_netaug
 from mmnetaug.apis.preflight import check_pretrained
 from mmnetaug.checkpoint import ReadOnce
+from mmnetaug.config import without_netaug
 from mmnetaug.elastic import base_state_dict
 from mmnetaug.errors import UserError
 
@@ -89,7 +89,7 @@ def test_the_teacher_is_no_part_of_the_student(teacher_file):
     model.init_weights()
     assert model.state_dict().keys() == build(classifier()).state_dict().keys()
     assert len(list(model.parameters())) == len(list(build(classifier()).parameters()))
-    model._ask_teacher(batch()[0])
+    model._teacher_outputs(batch()[0])
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # as EMAHook does
     model.train()
     assert not any(module.training for module in model.teacher.modules())
@@ -124,13 +124,21 @@ def test_the_teacher_moves_with_the_student():
 
 
 @pytest.mark.parametrize("to_rgb", [False, True])
-def test_the_teacher_reads_images_normalised_its_own_way(to_rgb):
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_teacher_reads_images_normalised_its_own_way(to_rgb, normalised):
     own = dict(mean=[127.0, 120.0, 110.0], std=[64.0, 60.0, 50.0], to_rgb=True)
-    theirs = dict(mean=[100.0, 101.0, 102.0], std=[70.0, 71.0, 72.0], to_rgb=to_rgb)
-    model = build(distilled(classifier(8, data_preprocessor=theirs), data_preprocessor=own))
+    theirs = dict(mean=[100.0, 101.0, 102.0], std=[70.0, 71.0, 72.0]) if normalised else {}
+    teacher = classifier(8, data_preprocessor=dict(theirs, to_rgb=to_rgb))
+    model = build(distilled(teacher, data_preprocessor=own))
     raw = dict(inputs=torch.randint(0, 256, (2, 3, 32, 32)).float(), data_samples=None)
     given = model.data_preprocessor(raw)["inputs"]
-    torch.testing.assert_close(model._as_teacher_reads(given), model.teacher.data_preprocessor(raw)["inputs"])
+    torch.testing.assert_close(model._renormalize(given), model.teacher.data_preprocessor(raw)["inputs"])
+
+
+def test_a_teacher_without_a_preprocessor_reads_the_students_images():
+    model = build(distilled(data_preprocessor=dict(mean=[127.0, 120.0, 110.0], std=[64.0, 60.0, 50.0])))
+    images = torch.rand(2, 3, 32, 32)
+    assert model._renormalize(images) is images
 
 
 def test_both_passes_of_netaug_are_distilled_and_the_teacher_is_asked_once(teacher_file):
@@ -181,7 +189,7 @@ def test_new_images_in_the_same_memory_are_shown_to_the_teacher():
     )
     for number, refill in enumerate(refills, 1):
         refill()
-        scores = [model._ask_teacher(images) for _ in range(2)]
+        scores = [model._teacher_outputs(images) for _ in range(2)]
         assert len(asked) == number
         with torch.no_grad():
             expected = teacher(images)
@@ -281,9 +289,26 @@ def test_the_tools_report_such_a_teacher_as_the_users_error():
         build_model(cfg)
 
 
-def test_a_teacher_without_weights():
+@pytest.mark.parametrize("backbone_only", [False, True])
+def test_a_teacher_without_weights(backbone_only):
+    teacher = classifier(8)
+    if backbone_only:
+        teacher["backbone"]["init_cfg"] = dict(type="Pretrained", checkpoint="backbone.pth")
     with pytest.raises(ValueError, match="set teacher_checkpoint"):
-        build(distilled(classifier(8, init_cfg=None))).init_weights()
+        build(distilled(teacher)).init_weights()
+
+
+def test_netaug_goes_around():
+    inner = dict(type="mmnetaug.NetAug", model=classifier(), width=[1, 2], input_size=32)
+    with pytest.raises(ValueError, match="put NetAug around Distilled"):
+        build(dict(type="mmnetaug.Distilled", model=inner, teacher=classifier(8)))
+
+
+def test_a_teacher_that_was_trained_with_netaug_or_a_teacher_is_plain(teacher_file):
+    taught = dict(type="mmnetaug.Distilled", model=classifier(8), teacher=classifier(16))
+    config = dict(type="mmnetaug.NetAug", model=taught, width=[1, 2], input_size=32)
+    model = build(distilled(config, teacher_checkpoint=str(teacher_file)))
+    assert type(model.teacher) is type(build(classifier(8)))
 
 
 def test_a_teacher_with_the_weights_of_another_network(teacher_file, tmp_path):
@@ -293,6 +318,12 @@ def test_a_teacher_with_the_weights_of_another_network(teacher_file, tmp_path):
     model = build(distilled(teacher_checkpoint=str(teacher_file)))
     assert check_pretrained(model, ReadOnce(), trusted=False) == [f"teacher's weights: from {teacher_file}"]
     weights = torch.load(teacher_file)["state_dict"]
+    classes = [["a", "b", "c", "d", "e"], ["b", "a", "c", "d", "e"]]
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=classes[0]))), tmp_path / "of_classes.pth")
+    model = build(distilled(teacher_checkpoint=str(tmp_path / "of_classes.pth")))
+    check_pretrained(model, ReadOnce(), trusted=False, classes=classes[0])
+    with pytest.raises(UserError, match="trained on other classes, or in another order"):
+        check_pretrained(model, ReadOnce(), trusted=False, classes=classes[1])
     torch.save({name: value for name, value in weights.items() if "fc" not in name}, tmp_path / "headless.pth")
     model = build(distilled(teacher_checkpoint=str(tmp_path / "headless.pth")))
     with pytest.raises(UserError, match="2 are absent"):

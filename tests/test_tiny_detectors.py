@@ -205,7 +205,7 @@ def test_onnx_computes_what_pytorch_does(images, tmp_path):
     batch = np.concatenate(images[:2])
     with torch.no_grad():
         expected = [output.numpy() for output in Raw(model)(torch.from_numpy(batch))]
-    compare(expected, OnnxNetwork(tmp_path / "float.onnx")(batch))
+    compare(expected, OnnxNetwork(tmp_path / "float.onnx")(batch), 2e-3)
     # what int8 loses on drawn weights says nothing; that it can be made and run does
     given = OnnxNetwork(tmp_path / "int8.onnx")(batch)
     assert [output.shape for output in given] == [output.shape for output in expected]
@@ -221,20 +221,22 @@ def test_tflite_computes_what_pytorch_does(name, images, tmp_path):
     with torch.no_grad():
         expected = [output.numpy() for output in Raw(model)(torch.from_numpy(images[0]))]
     with TFLiteNetwork(TFLITE, paths[0]) as network:
-        compare(expected, network(images[0]))
+        compare(expected, network(images[0]), tolerance(name))
     # what int8 loses on drawn weights says as little here; TensorFlow Lite Micro loses it, too
     arena = arena_size(TFLITE, paths[1])
     assert arena is None or (arena["total"] > 0 and arena["largest_difference"] == 0)
 
 
-def compare(expected: list[np.ndarray], given: list[np.ndarray]) -> None:
-    """The deviation of all outputs, relative to how they vary.
+def tolerance(name: str) -> float:
+    """Drawn YOLOX-nano amplifies rounding: its outputs in PyTorch's float32 deviate by 0.4 % from those in float64."""
+    return 2e-2 if name.startswith("yolox") else 2e-3
 
-    Drawn networks amplify rounding: YOLOX-nano's outputs in PyTorch's float32 deviate by 0.4 % from those in float64.
-    """
+
+def compare(expected: list[np.ndarray], given: list[np.ndarray], tolerance: float) -> None:
+    """The deviation of all outputs, relative to how they vary."""
     assert [output.shape for output in expected] == [output.shape for output in given]
     for one, two in zip(expected, given, strict=True):
-        assert np.sqrt(((one - two) ** 2).mean()) <= 2e-2 * one.std()
+        assert np.sqrt(((one - two) ** 2).mean()) <= tolerance * one.std()
 
 
 def test_from_photos_to_detections(tmp_path):

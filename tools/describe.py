@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="PATH", help="also write the figures there; - is standard output, alone")
     args = parser.parse_args(argv)
+    if args.tflite_python and not args.latency:
+        parser.error("--tflite-python needs --latency")
     args.misfits = []
     return start_tool("describe", args) or int(bool(args.misfits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnetaug.config import with_preprocessor
+from mmnetaug.config import with_preprocessor, without
 from mmnetaug.elastic import TraceError
 from mmnetaug.errors import UserError
 
@@ -32,6 +33,13 @@ def build_model(cfg: Config) -> nn.Module:
     model = with_preprocessor(cfg.model, cfg.get("data_preprocessor"))
     with reported_as_user_error("the model of this config cannot be built"):
         return MODELS.build(model)
+
+
+def without_teacher(cfg: Config) -> Config:
+    """A copy of a config whose model learns from no teacher, which is needed in training alone."""
+    cfg = copy.deepcopy(cfg)
+    cfg.model = without(cfg.get("model"), "Distilled")
+    return cfg
 
 
 def build_runner(cfg: Config) -> Runner:

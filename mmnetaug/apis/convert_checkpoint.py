@@ -11,15 +11,14 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmnetaug.checkpoint import read_checkpoint
-from mmnetaug.config import iter_heads
+from mmnetaug.config import iter_heads, without_netaug
 from mmnetaug.elastic import cut_channels
-from mmnetaug.errors import UserError
+from mmnetaug.errors import CheckpointError, UserError
 from mmnetaug.files import replaced_when_done
 from mmnetaug.models.convert_weights import convert_classifier
 from mmnetaug.models.tensor_mode import tensor_forward
 
 from .build import reported_as_user_error
-from .evaluation import without_netaug
 from .load import load_config
 
 IMAGE_SHAPE = (3, 64, 64)  # that networks are traced with; any would do
@@ -32,16 +31,22 @@ def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
         raise UserError(f"{args.config} has no model")
     init_default_scope(cfg.get("default_scope") or "mmpretrain")
     wide_config = None if args.cut_from is None else wider(cfg.model, args.cut_from)
+    for ours, theirs in zip(iter_heads(cfg.model), iter_heads(wide_config or cfg.model), strict=False):
+        ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
     model = build(cfg.model)
     wide = model if wide_config is None else build(wide_config)
+    needs = args.config if wide is model else f"the network of --cut-from {args.cut_from}"
     try:
         state = convert_classifier(checkpoint, wide)
-        if wide is not model:
-            wide.load_state_dict(state)
+    except CheckpointError as error:
+        raise UserError(f"{args.checkpoint} does not fit {needs}: {error}") from error
+    if wide is not model:
+        wide.load_state_dict(state)
+        try:
             cut_channels(model, wide, tensor_forward, IMAGE_SHAPE)
-            state = model.state_dict()
-    except ValueError as error:  # CheckpointError included
-        raise UserError(f"{args.checkpoint} does not fit {args.config}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{needs} cannot be cut to that of {args.config}: {error}") from error
+        state = model.state_dict()
     with replaced_when_done(args.out) as temporary:
         torch.save({"state_dict": state, "meta": {}}, temporary)
     print(f"{args.out}: {len(state)} tensors of {args.checkpoint}, for the network of {args.config}")
@@ -50,14 +55,14 @@ def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def wider(model: ConfigDict, cut_from: str) -> ConfigDict:
-    """The wider network's model config; the tiny one's heads get its number of classes.
+    """The model config of the wider network.
 
     Args:
         model: Config of the tiny network's model.
-        cut_from: Width multiplier of the same network's backbone, or a config.
+        cut_from: Width multiplier of the same classifier's backbone, or a config.
 
     Raises:
-        UserError: There is no such config, or it has no model.
+        UserError: There is no such config, it has no model, or a number is given for a detector.
     """
     try:
         width = float(cut_from)
@@ -65,10 +70,10 @@ def wider(model: ConfigDict, cut_from: str) -> ConfigDict:
         wide = load_config(argparse.Namespace(config=cut_from, cfg_options=None)).get("model")
         if not wide:
             raise UserError(f"{cut_from} has no model") from None
-        for ours, theirs in zip(iter_heads(model), iter_heads(wide), strict=False):
-            ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
         return wide
     wide = copy.deepcopy(without_netaug(model))
+    if "in_channels" in (wide.get("neck") or {}):
+        raise UserError("a detector's neck depends on the width: give the wide detector's config as --cut-from")
     wide.backbone.widen_factor = width
     return wide
 

@@ -8,13 +8,13 @@ from typing import Any
 from mmengine.config import Config
 
 from mmnetaug.analysis.memory import kilobytes, measure_footprint
+from mmnetaug.config import without_netaug
 from mmnetaug.datasets import check_data, find_unlisted
 from mmnetaug.deploy.latency import RUNTIMES, measure_latency
 from mmnetaug.errors import DataError, UserError
 
-from .build import build_model
+from .build import build_model, without_teacher
 from .data import fill_data
-from .evaluation import without_netaug
 from .input_size import set_input_size, sets_size
 from .preflight import inspect_network
 
@@ -30,6 +30,7 @@ def describe(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         problem = str(error)
     if args.size and sets_size(cfg):
         set_input_size(cfg, args.size, ("test",))
+    cfg = without_teacher(cfg)
     model = build_model(cfg)
     network = inspect_network(cfg, model, (args.size, args.size) if args.size else None)
     print(network)

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Subset
 
 from mmnetaug.checkpoint import read_checkpoint
-from mmnetaug.config import as_list, first_pipeline, type_name, with_pipeline
+from mmnetaug.config import as_list, first_pipeline, type_name, with_pipeline, without_netaug
 from mmnetaug.deploy.onnx import OnnxNetwork
 from mmnetaug.deploy.tflite import TFLiteNetwork
 from mmnetaug.elastic import base_state_dict, evaluating, find_spaces
@@ -31,7 +31,7 @@ from mmnetaug.errors import UserError
 from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, image_channels, is_detector, untraced_readers
 from mmnetaug.terminal import Progress
 
-from .build import build_model, build_runner
+from .build import build_model, build_runner, without_teacher
 from .input_size import fix_input, shape_of_images
 from .preflight import check_classes, check_weights
 
@@ -47,12 +47,8 @@ HEADLINES = {
 }
 
 
-def _own_arguments(kind: type) -> list[str]:
-    """Arguments that a class adds to those of its base, to which it passes all others on."""
-    return [name for name, of in signature(kind).parameters.items() if of.kind == of.KEYWORD_ONLY]
-
-
-OF_THE_PASS = _own_arguments(NetAugOptimWrapper)
+# arguments that NetAug adds to those of MMEngine's wrapper
+OF_THE_PASS = [n for n, of in signature(NetAugOptimWrapper).parameters.items() if of.kind == of.KEYWORD_ONLY]
 
 
 def load_tiny(
@@ -77,7 +73,7 @@ def load_tiny(
     plain.model = without_netaug(plain.model)
     _train_plainly(plain)
     weights = read_checkpoint(checkpoint, trusted)
-    model = build_model(cfg)
+    model = build_model(without_teacher(cfg))
     check_weights(model, weights, checkpoint, complete=True)
     check_classes(weights, classes, checkpoint)
     state = {name.removeprefix("module."): value for name, value in weights.get("state_dict", weights).items()}
@@ -87,17 +83,6 @@ def load_tiny(
     own = build_model(plain).state_dict()
     # converted checkpoints may lack the step counters of norms, on which nothing depends
     return plain, {name: state[name].detach().clone() if name in state else own[name] for name in own}
-
-
-def without_netaug(config: Any) -> Any:
-    """Removes NetAug and the teacher of a distilled network from a model's config."""
-    if isinstance(config, dict):
-        if type_name(config) in ("NetAug", "Distilled"):
-            return without_netaug(config["model"])
-        return type(config)({key: without_netaug(value) for key, value in config.items()})
-    if isinstance(config, list | tuple):
-        return type(config)(without_netaug(value) for value in config)
-    return config
 
 
 def _train_plainly(cfg: Config) -> None:

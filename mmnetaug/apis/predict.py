@@ -23,7 +23,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmnetaug.config import first_pipeline, leaves, type_name
+from mmnetaug.config import first_pipeline, leaves, type_name, without_netaug
 from mmnetaug.datasets import set_classes
 from mmnetaug.errors import UserError
 from mmnetaug.files import lies_in, replaced_when_done
@@ -34,7 +34,7 @@ from mmnetaug.visualization import detection_visualizer, draw_detections
 from .build import build_model
 from .cli import EXPORTED, VIDEOS, find_inputs, is_camera
 from .data import fill_data
-from .evaluation import running_exported, without_netaug
+from .evaluation import running_exported
 from .input_size import set_input_size
 from .preflight import check_classes, check_weights
 

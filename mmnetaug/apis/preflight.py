@@ -18,7 +18,7 @@ from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
 from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
 from mmnetaug.errors import UserError
 from mmnetaug.files import is_local
-from mmnetaug.models.distilled import Student
+from mmnetaug.models.distilled import DistillationMixin
 from mmnetaug.terminal import abbreviate
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -220,7 +220,9 @@ def check_resumable(checkpoint: Mapping[str, Any], source: str) -> None:
         )
 
 
-def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, partial: bool = False) -> list[str]:
+def check_pretrained(
+    model: nn.Module, checkpoints: ReadOnce, trusted: bool, partial: bool = False, classes: Sequence[str] = ()
+) -> list[str]:
     """Checks the files that initialise parts of a model (``init_cfg`` of type ``Pretrained``).
 
     Downloaded files, too, may hold nothing but tensors. The teacher of a distilled network must fit completely,
@@ -231,6 +233,7 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
         checkpoints: Reads the files for MMEngine.
         trusted: Whether the files may hold any pickle.
         partial: Whether missing layers may start anew, except for a teacher's.
+        classes: Those of the data, which a teacher must have been trained on.
 
     Returns:
         A line per file for the log.
@@ -240,7 +243,7 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
         CheckpointError: A file cannot be read.
     """
     lines = []
-    teachers = [module.teacher for module in model.modules() if isinstance(module, Student)]
+    teachers = [module.teacher for module in model.modules() if isinstance(module, DistillationMixin)]
     for module in [*model.modules(), *teachers]:
         is_teacher = module in teachers
         for init in pretrained(module):
@@ -251,6 +254,8 @@ def check_pretrained(model: nn.Module, checkpoints: ReadOnce, trusted: bool, par
                 lines.append(f"weights: from {path}")
                 continue
             line = check_weights(module, weights, path, prefix, complete=is_teacher, partial=partial)
+            if is_teacher:
+                check_classes(weights, classes, path)
             lines.append(f"teacher's {line}" if is_teacher else line)
     return lines
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmnetaug.config import as_list, type_name
+from mmnetaug.config import as_list, type_name, without_netaug
 from mmnetaug.datasets import check_data
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
@@ -18,7 +18,7 @@ from mmnetaug.files import lies_in, replaced_when_done
 from .build import build_runner
 from .cli import EXPORTED, is_main_process
 from .data import fill_test_data
-from .evaluation import running_exported, without_netaug
+from .evaluation import running_exported
 from .input_size import set_input_size
 from .preflight import check_classes, check_weights
 

@@ -77,7 +77,7 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
     check_training(cfg, model)
     classes = reports[0].classes if reports else ()
     lines = [
-        *check_pretrained(model, args.checkpoints, args.trust_checkpoint, args.allow_partial),
+        *check_pretrained(model, args.checkpoints, args.trust_checkpoint, args.allow_partial, classes),
         *check_start(cfg, model, args, classes),
     ]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {line}" for line in (*reports, *unlisted))]

@@ -69,8 +69,12 @@ def convert_classifier(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[
     if not isinstance(given, Mapping):
         raise CheckpointError(f"its state_dict is a {type(given).__name__}")
     state = dict(model.state_dict())
-    if {k: getattr(v, "shape", None) for k, v in given.items()} == {k: v.shape for k, v in state.items()}:
-        return dict(given)  # mmpretrain's, whose layers are ours
+    if given.keys() == state.keys():  # OpenMMLab's, whose layers are ours
+        for name, value in given.items():
+            if getattr(value, "shape", None) != state[name].shape:
+                theirs, ours = (tuple(getattr(of, "shape", ())) for of in (value, state[name]))
+                raise CheckpointError(f"{name} is {theirs} in the checkpoint and {ours} in the network")
+        return dict(given)
     foreign = [(path, {name: given[f"{path}.{name}"] for name in names}) for path, names in _layers(given)]
     eps = _TORCHVISION_V3_EPS if any(".block." in path for path, _ in foreign) else None
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)

@@ -1,7 +1,7 @@
 """How far the outputs of one network are from those of another that reads the same images: the loss of distillation.
 
-The layers after the backbone have outputs of the same shape, however wide the backbone is. Forward hooks catch these
-outputs, so no model needs a subclass.
+Forward hooks catch outputs of layers after the backbone, whose shape does not depend on its width. So nothing is
+written for a model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .tensor_mode import dense_heads, flatten_tensors, is_detector
+
+LEAVE_OUT = "remove optim_wrapper.distill or mmnetaug.Distilled from the config"
 
 Outputs = dict[str, tuple[Tensor, ...]]
 """Outputs of one forward pass by name of the hooked module."""
@@ -53,7 +55,7 @@ class OutputDivergence:
         if not watched:
             raise TypeError(
                 f"distillation compares a classifier's logits, or a detector's neck and class scores, and "
-                f"{type(model).__name__} has neither: leave it out"
+                f"{type(model).__name__} has neither: {LEAVE_OUT}"
             )
         self._caught, self._compare = {}, {name: compare for name, (_, _, compare) in watched.items()}
         with contextlib.ExitStack() as stack:
@@ -77,7 +79,7 @@ class OutputDivergence:
         if absent := self._compare.keys() - caught.keys():
             raise RuntimeError(
                 f"the loss of this model does not call its {' and '.join(sorted(absent))}, so that there are no "
-                "outputs to distill: leave distillation out"
+                f"outputs to distill: {LEAVE_OUT}"
             )
         return {name: tuple(t.detach() if detached else t for t in tensors) for name, tensors in caught.items()}
 
@@ -99,7 +101,7 @@ class OutputDivergence:
         if not divergences:
             raise TypeError(
                 f"of {' and '.join(self._compare)}, the two networks have no outputs of the same shape that can be "
-                "compared: leave distillation out"
+                f"compared: {LEAVE_OUT}"
             )
         return sum(divergences)
 
