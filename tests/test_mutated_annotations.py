@@ -34,7 +34,7 @@ CLASSES = ("cat", "dog", "emu")
 def base_config() -> Config:
     cfg = Config.fromfile(CONFIG)
     cfg.model = dict(type="X", bbox_head=dict(num_classes=3))
-    slow = ("mmdet.PhotoMetricDistortion", "mmdet.Expand", "mmdet.MinIoURandomCrop")
+    slow = ("mmdet.PhotoMetricDistortion", "mmdet.Expand", "mmnetaug.MinIoURandomCrop")
     pipeline = [step for step in cfg.train_dataloader.dataset.pipeline if step.type not in slow]
     for step in pipeline:
         if "scale" in step:

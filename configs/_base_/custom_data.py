@@ -14,7 +14,7 @@ train_pipeline = [
     dict(type="mmdet.Resize", scale=(416, 416), keep_ratio=True),
     dict(type="mmdet.PhotoMetricDistortion"),
     dict(type="mmdet.Expand", mean=[123.675, 116.28, 103.53], to_rgb=True, ratio_range=(1, 2), prob=0.5),
-    dict(type="mmdet.MinIoURandomCrop", min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_crop_size=0.3),
+    dict(type="mmnetaug.MinIoURandomCrop", min_ious=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_crop_size=0.3),
     dict(type="mmdet.Resize", scale=(416, 416), keep_ratio=True),
     dict(type="mmdet.RandomFlip", prob=0.5),
     # what lay outside of its image has no area left, and YOLOv3 no cell for it

@@ -11,7 +11,7 @@ train_pipeline = [
     dict(type="mmnetaug.TrainOnDifficult"),
     dict(type="PhotoMetricDistortion"),
     dict(type="Expand", mean=[123.675, 116.28, 103.53], to_rgb=True, ratio_range=(1, 4)),
-    dict(type="MinIoURandomCrop", min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
+    dict(type="mmnetaug.MinIoURandomCrop", min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
     dict(type="Resize", scale=(608, 608), keep_ratio=False),
     dict(type="RandomFlip", prob=0.5),
 ]

@@ -3,6 +3,7 @@
 import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 
 from .check import check_data, find_unlisted
+from .crop import MinIoURandomCrop
 from .custom import fill_config, set_classes, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
 from .report import DatasetReport
@@ -11,6 +12,7 @@ from .voc import TrainOnDifficult, VOCLayoutDataset
 __all__ = [
     "DatasetReport",
     "DetectionMixUp",
+    "MinIoURandomCrop",
     "PackMixedDetInputs",
     "TrainOnDifficult",
     "VOCLayoutDataset",
