@@ -16,7 +16,7 @@ The protocol, fixed before the runs:
    A *wide teacher* is a frozen, plainly trained network 2.8 times as wide, of 20 epochs. It adds its KL divergence to
    the cross-entropy, so the same learning rate makes steps twice as long; it has a search for its rate of its own. The
    runs' minutes leave out the wide network's, which are in a row of their own. With them, 40 epochs take a little less
-   than 96 epochs of plain training (``EQUAL_TIME``). Both are also compared at 20 epochs, and at 96.
+   than 96 epochs of plain training (``EQUAL_TIME``). Both are also compared at 96 epochs.
 5. *Gate.* The largest network that is sampled in the last epoch, its batch norms re-estimated on 50 batches: a teacher
    that is not ahead of the tiny network has nothing to teach.
 
@@ -600,7 +600,7 @@ def report(args: argparse.Namespace) -> None:
         "is one run. The protocol stands at the head of `benchmarks/saturation.py` and was committed before the runs; "
         "after the first five the search for the rate was added, after the first distilled one the variants *to the "
         "end*, after those the start *cut from* a wider network, after three seeds of that the *wide teacher*, and "
-        "after its eight seeds the comparisons at 20 and 96 epochs. "
+        "after its eight seeds the comparison at 96 epochs. "
         "Accuracies in percent. *Largest*: held-out accuracy of the largest network of the last epoch. Differences are "
         "paired by seed. Only *What it says* is written by hand, in `benchmarks/saturation_reading.md`.",
         "",
