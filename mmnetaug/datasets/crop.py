@@ -18,11 +18,7 @@ class MinIoURandomCrop(Stock):
 
     mmdet draws a minimum IoU, which every object must have with the crop, then up to 50 crops, and then another minimum
     if none fits. A minimum that no crop reaches is dropped at once: a crop is never smaller than ``min_crop_size``, and
-    its IoU with an object at most the object's area over that of the crop.
-
-    Args:
-        args: See ``mmdet.MinIoURandomCrop``.
-        kwargs: See ``mmdet.MinIoURandomCrop``.
+    its IoU with an object at most the object's area over that of the crop. Arguments are mmdet's.
     """
 
     _largest_iou = 1.0
