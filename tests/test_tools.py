@@ -68,6 +68,13 @@ _base_ = "{plain}"
 model = dict(_delete_=True, type="mmnetaug.NetAug", model={{{{_base_.model}}}}, width=[1, 2], expand=[1, 1.5])
 optim_wrapper = dict(type="mmnetaug.NetAugOptimWrapper")
 """
+TAUGHT = """
+_base_ = "{plain}"
+model = dict(
+    _delete_=True, type="mmnetaug.Distilled", model={{{{_base_.model}}}}, teacher="absent.py",
+    teacher_checkpoint="absent.pth",
+)
+"""
 CLASSIFIER = """
 _base_ = "mmpretrain::_base_/default_runtime.py"
 custom_imports = dict(imports=["mmnetaug"])
@@ -387,6 +394,20 @@ def test_held_groups_are_listed_with_their_reason():
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_taught_network_is_used_without_its_teacher(place, trained, tmp_path, capsys):
+    config, data = tmp_path / "taught.py", ["--data-root", place / "data"]
+    config.write_text(TAUGHT.format(plain=place / "plain.py"))
+    checkpoint = trained / "epoch_2_tiny.pth"
+    assert run(test, config, checkpoint, *data) == 0
+    assert run(describe, config, *data) == 0
+    photo = next((place / "data/JPEGImages").iterdir())
+    assert run(load_tool("predict"), config, checkpoint, photo, *data, "--out-dir", tmp_path / "out") == 0
+    capsys.readouterr()
+    assert run(train, config, *data, "--work-dir", tmp_path / "work") == 1
+    assert "no checkpoint at absent.pth" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from mmnetaug.models.tensor_mode import is_detector
 from mmnetaug.terminal import Progress
 from mmnetaug.visualization import detection_visualizer, draw_detections
 
-from .build import build_model
+from .build import build_model, without_teacher
 from .cli import EXPORTED, VIDEOS, find_inputs, is_camera
 from .data import fill_data
 from .evaluation import running_exported
@@ -209,7 +209,7 @@ def open_network(args: argparse.Namespace, cfg: Config, stack: contextlib.ExitSt
         model = build_model(cfg)
         stack.enter_context(running_exported(cfg, model, args.checkpoint, args.tflite_python))
     else:
-        model = build_model(cfg)
+        model = build_model(without_teacher(cfg))
         check_weights(model, checkpoint, args.checkpoint, complete=True)
         check_classes(checkpoint, classes, args.checkpoint)
         load_checkpoint(model, args.checkpoint, map_location="cpu")  # as read and checked above

@@ -15,7 +15,7 @@ from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.files import lies_in, replaced_when_done
 
-from .build import build_runner
+from .build import build_runner, without_teacher
 from .cli import EXPORTED, is_main_process
 from .data import fill_test_data
 from .evaluation import running_exported
@@ -36,6 +36,7 @@ def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         set_input_size(cfg, args.size, ("test",))
     trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # keeps the config of training
     exported = args.checkpoint.endswith(EXPORTED)
+    cfg = without_teacher(cfg)
     if exported:
         cfg.model = without_netaug(cfg.model)
     cfg.load_from, cfg.resume = None if exported else args.checkpoint, False
