@@ -369,11 +369,11 @@ def train_wide(data: Data, network: str, seed: int) -> None:
     model = build(network, method, seed)
     epochs = NETWORKS[network][3]
     minutes, train_loss = fit(data, model, method, FIRST_RATE, epochs, seed, f"{network} {seed}")
-    record_once(
-        dict(zip(KEYS, (network, "plain", FIRST_RATE, epochs, seed), strict=True))
-        | dict(minutes=minutes, train_loss=train_loss)
-        | dict(held_out=accuracy(model, *data.held_out), test=accuracy(model, *data.test))
-    )
+    key = (network, "plain", FIRST_RATE, epochs, seed)
+    figures = dict(minutes=minutes, train_loss=train_loss)
+    figures |= dict(held_out=accuracy(model, *data.held_out), test=accuracy(model, *data.test))
+    if not is_done(key):  # the weights alone may have been lost
+        record(dict(zip(KEYS, key, strict=True)) | figures)
     with replaced_when_done(path) as temporary:
         torch.save(model.state_dict(), temporary)
 
@@ -433,10 +433,8 @@ def is_done(key: tuple) -> bool:
     return key in {tuple(row[name] for name in KEYS) for row in results()}
 
 
-def record_once(row: dict) -> None:
-    """Adds a run to the results, if they lack it, in one write, as several processes may do at a time."""
-    if is_done(tuple(row[name] for name in KEYS)):
-        return
+def record(row: dict) -> None:
+    """Adds a run to the results in one write, as several processes may do at a time."""
     line = ",".join(f'"{row[key]}"' if key in ("network", "method") else str(row[key]) for key in KEYS)
     line += "," + ",".join("" if row.get(name) is None else f"{row[name]:.4f}" for name in FIGURES) + "\n"
     header = "" if RESULTS.exists() else ",".join((*KEYS, *FIGURES)) + "\n"
@@ -445,6 +443,12 @@ def record_once(row: dict) -> None:
         os.write(handle, (header + line).encode())
     finally:
         os.close(handle)
+
+
+def select(rows: list[dict], network: str, method: str, rate: float | None, epochs: int | None) -> list[dict]:
+    """The runs of these settings, one per seed."""
+    key = (network, method, rate, epochs)
+    return [row for row in rows if (row["network"], row["method"], row["rate"], row["epochs"]) == key]
 
 
 def next_rate(rows: list[dict], network: str, method: str, epochs: int) -> tuple[float, bool]:
@@ -473,8 +477,7 @@ def best_rate(rows: list[dict], network: str, method: str, epochs: int) -> float
 def seeds_at_best_rate(rows: list[dict], network: str, method: str) -> set[int]:
     """Seeds with a finished run of the network's own length at the method's best rate."""
     epochs = NETWORKS[network][3]
-    key = (network, method, best_rate(rows, network, method, epochs), epochs)
-    return {row["seed"] for row in rows if tuple(row[name] for name in ("network", "method", "rate", "epochs")) == key}
+    return {row["seed"] for row in select(rows, network, method, best_rate(rows, network, method, epochs), epochs)}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -488,7 +491,7 @@ def run(args: argparse.Namespace) -> None:
                 key = (args.network, method, rate, epochs, seed)
                 if not is_done(key):
                     figures = train(data, args.network, METHODS[method], rate, epochs, seed, " ".join(map(str, key)))
-                    record_once(dict(zip(KEYS, key, strict=True)) | figures)
+                    record(dict(zip(KEYS, key, strict=True)) | figures)
 
 
 def rates_to_run(network: str, method: str, epochs: int, seed: int) -> Iterator[float]:
@@ -524,23 +527,19 @@ def mean_of(values: list[float], name: str) -> str:
     return f"{statistics.mean(values):.3f}" if name == "train_loss" else f"{statistics.mean(values):.1f}{spread}"
 
 
-def accuracy_by_seed(rows: list[dict], network: str, method: str, rate: float | None, epochs: int) -> dict[int, float]:
-    """Test accuracies of the runs of these settings."""
-    key = (network, method, rate, epochs)
-    return {r["seed"]: r["test"] for r in rows if (r["network"], r["method"], r["rate"], r["epochs"]) == key}
-
-
-def paired(runs: dict[int, float], plain: dict[int, float]) -> str:
+def paired(runs: list[dict], plain: list[dict]) -> str:
     """Mean difference of test accuracy over the seeds that both have, and its interval; nothing for plain itself."""
-    return "" if runs == plain else interval([runs[seed] - plain[seed] for seed in runs.keys() & plain.keys()])
+    of_plain = {run["seed"]: run["test"] for run in plain}
+    differences = [run["test"] - of_plain[run["seed"]] for run in runs if run["seed"] in of_plain]
+    return "" if runs == plain else interval(differences)
 
 
 def table(rows: list[dict], network: str) -> list[str]:
     """A network's runs as lines of a Markdown table."""
     own, equal_time = NETWORKS[network][3], EQUAL_TIME.get(network)
     plain_rate = best_rate(rows, network, "plain", own)
-    plain = accuracy_by_seed(rows, network, "plain", plain_rate, own)
-    longer = accuracy_by_seed(rows, network, "plain", plain_rate, equal_time) if equal_time else {}
+    plain = select(rows, network, "plain", plain_rate, own)
+    longer = select(rows, network, "plain", plain_rate, equal_time)
     header = ["method", "epochs", "rate", "seeds", "test", "held out", "training loss", "largest", "minutes of CPU"]
     if plain:
         header.append(f"test − plain, {own} epochs")
@@ -549,14 +548,12 @@ def table(rows: list[dict], network: str) -> list[str]:
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     keys = dict.fromkeys((r["method"], r["epochs"], r["rate"]) for r in rows if r["network"] == network)
     for method, epochs, rate in sorted(keys, key=lambda key: (list(METHODS).index(key[0]), *key[1:])):
-        key = (network, method, epochs, rate)
-        runs = [row for row in rows if (row["network"], row["method"], row["epochs"], row["rate"]) == key]
+        runs = select(rows, network, method, rate, epochs)
         chosen = rate == best_rate(rows, network, method, epochs) and method in MAIN
         means = {name: mean_of([run[name] for run in runs if run[name] is not None], name) for name in FIGURES}
         cells = [f"**{method}**" if chosen else method, epochs, f"{rate:g}", len(runs)]
         cells += [means[name] for name in ("test", "held_out", "train_loss", "largest", "minutes")]
-        tests = accuracy_by_seed(rows, network, method, rate, epochs)
-        cells += [paired(tests, others) for others in (plain, longer) if others]
+        cells += [paired(runs, others) for others in (plain, longer) if others]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

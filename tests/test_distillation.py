@@ -329,7 +329,7 @@ def test_what_cannot_be_distilled_is_told():
 )
 def test_nonsense_is_refused(settings):
     elastic, _ = build_pair(classifier_config(), torch.float64)
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(ValueError, match=f"distill.{next(iter(settings))}"):
         wrapper(elastic, distill=settings)
 
 

@@ -1,7 +1,7 @@
 """Random small networks: each is augmented and right, or held with a reason. Written by Hypothesis, shrunk where wrong.
 
-python -m pytest tests/test_random_networks.py                                              # a few, always the same
-python -m pytest tests/test_random_networks.py --hypothesis-profile=long --hypothesis-seed=0   # 2 500 of them
+    python -m pytest tests/test_random_networks.py                                              # a few, always the same
+    python -m pytest tests/test_random_networks.py --hypothesis-profile=long --hypothesis-seed=0   # 2 500 of them
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
     if not cfg.get("model"):
         raise UserError(f"{args.config} has no model")
     init_default_scope(cfg.get("default_scope") or "mmpretrain")
-    wide_config = None if args.cut_from is None else wider(cfg.model, args.cut_from)
-    for ours, theirs in zip(iter_heads(cfg.model), iter_heads(wide_config or cfg.model), strict=False):
+    wide_config = cfg.model if args.cut_from is None else wider(cfg.model, args.cut_from)
+    for ours, theirs in zip(iter_heads(cfg.model), iter_heads(wide_config), strict=False):
         ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
     model = build(cfg.model)
-    wide = model if wide_config is None else build(wide_config)
+    wide = model if wide_config is cfg.model else build(wide_config)
     needs = args.config if wide is model else f"the network of --cut-from {args.cut_from}"
     try:
         state = convert_classifier(checkpoint, wide)

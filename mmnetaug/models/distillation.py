@@ -39,7 +39,10 @@ class OutputDivergence:
 
     def __init__(self, temperature: float = 1.0) -> None:
         if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"the temperature must be finite and above 0, got {temperature}")
+            raise ValueError(
+                f"distill.temperature, or the temperature of mmnetaug.Distilled, must be finite and above 0, got "
+                f"{temperature}"
+            )
         self.temperature = temperature
         self._caught: Outputs = {}
         self._compare: dict[str, Callable[..., Tensor]] = {}
