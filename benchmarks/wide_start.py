@@ -104,7 +104,7 @@ def call(folder: Path, tool: str, *arguments: object) -> float:
 
 def checkpoint(method: str, epochs: int, seed: int) -> Path:
     """The network of a run's last epoch."""
-    return FOLDER / f"{method} {epochs} {seed}/epoch_{epochs}_tiny.pth"
+    return FOLDER / f"{method}_{epochs}_{seed}/epoch_{epochs}_tiny.pth"  # no spaces: MMEngine drops them
 
 
 def train(method: str, epochs: int, seed: int) -> dict[str, float]:
