@@ -13,7 +13,7 @@ from networks import BACKBONES, batch, build_pair, detector_config, plain_at, sc
 from steps import RATE, assert_updated, gradients, peak_of, step, wrapper
 from torch import Tensor, nn
 
-from mmnetaug.engine.distillation import InPlaceDistillation
+from mmnetaug.models.distillation import OutputDivergence
 
 DISTILL = dict(weight=0.3, temperature=2.0)
 
@@ -305,7 +305,7 @@ def test_mixed_precision_with_distillation():
 def test_scores_of_yolox_are_those_of_inference():
     """Its assigner computes in float32 alone, so that no step of it is compared with independent networks."""
     _, model = build_pair(yolox_config(), torch.float64)
-    distillation = InPlaceDistillation()
+    distillation = OutputDivergence()
     with distillation.watching(model):
         classes, _, objectness = model.bbox_head(model.extract_feat(batch(2, 0, torch.float64)["inputs"]))
     found = distillation.take()["bbox_head"]
@@ -318,7 +318,7 @@ def test_what_cannot_be_distilled_is_told():
     elastic.head.loss = lambda feats, samples: dict(loss=feats[0].sum())
     with pytest.raises(RuntimeError, match="does not call its head"):
         step(elastic, labelled(), wrapper(elastic, distill=DISTILL))
-    with pytest.raises(TypeError, match="has neither"), InPlaceDistillation().watching(elastic.backbone):
+    with pytest.raises(TypeError, match="has neither"), OutputDivergence().watching(elastic.backbone):
         pass
 
 

@@ -15,7 +15,7 @@ from mmnetaug.analysis.cost import Cost, count_cost, count_params, find_input_sh
 from mmnetaug.checkpoint import ReadOnce, pretrained
 from mmnetaug.config import type_name
 from mmnetaug.elastic import ChannelGroup, base_state_dict, find_spaces
-from mmnetaug.engine import NetAugAmpOptimWrapper, NetAugOptimWrapper
+from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.errors import UserError
 from mmnetaug.files import is_local
 from mmnetaug.models.distilled import DistillationMixin
@@ -328,7 +328,7 @@ def check_training(cfg: Config, model: nn.Module) -> None:
     kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
     if kind is None:
         raise UserError(f"optim_wrapper.type is {name}, which is not registered")
-    adds_pass = issubclass(kind, (NetAugOptimWrapper, NetAugAmpOptimWrapper))
+    adds_pass = issubclass(kind, NetAugOptimWrapper)
     if find_spaces(model) and not adds_pass:
         raise UserError(
             f"the model is elastic, but optim_wrapper.type is {name}, which adds no augmented pass: set it to "

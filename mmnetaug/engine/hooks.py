@@ -25,7 +25,7 @@ from mmnetaug.files import replaced_when_done
 from mmnetaug.registry import HOOKS
 
 from .augmented_pass import unwrapped
-from .optim_wrapper import NetAugStep
+from .optim_wrapper import NetAugOptimWrapper
 
 
 @HOOKS.register_module()
@@ -281,7 +281,7 @@ def _check_epochs(runner: Runner, hook: str) -> None:
 
 
 def _check_netaug(runner: Runner, hook: str) -> None:
-    if not isinstance(runner.optim_wrapper, NetAugStep):
+    if not isinstance(runner.optim_wrapper, NetAugOptimWrapper):
         raise TypeError(
             f"{hook} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
             "optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"

@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.dist import get_rank, is_distributed
@@ -27,6 +27,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_gradients_in_place, tiny_statistics_kept
+from mmnetaug.models.distillation import OutputDivergence, Outputs
 from mmnetaug.models.tensor_mode import flatten_tensors
 from mmnetaug.registry import OPTIM_WRAPPERS
 
@@ -39,17 +40,10 @@ from .augmented_pass import (
     unsynchronised,
     unwrapped,
 )
-from .distillation import InPlaceDistillation, Outputs
 from .gradients import remove_conflict
 
 MAX_SKIPPED_IN_A_ROW = 50
 """Training stops after this many consecutive augmented passes with a loss or gradient that is not finite."""
-
-
-if TYPE_CHECKING:  # NetAugStep comes before a wrapper's class, whose methods it calls
-    from mmengine.optim import OptimWrapper as Mixin
-else:
-    Mixin = object
 
 
 @dataclasses.dataclass
@@ -65,13 +59,36 @@ class _AugmentedPass:
     outputs: Outputs | None = None
 
 
-class NetAugStep(Mixin):
-    """Adds the augmented pass; precedes MMEngine's wrapper in the method resolution order.
+@OPTIM_WRAPPERS.register_module()
+class NetAugOptimWrapper(OptimWrapper):
+    """MMEngine's ``OptimWrapper`` with NetAug's augmented pass.
 
-    :class:`NetAugOptimWrapper` lists the arguments and attributes.
+    An augmented pass whose loss is not finite is skipped. A finite loss whose gradient is not finite is caught only
+    where the two gradients are kept apart (``clip_grad`` without ``clip_together``, or ``surgery``). Elsewhere both
+    passes add to one gradient, which then spoils the weights, as it would in plain training.
+
+    Args:
+        alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.
+        seed: Seed of the sampled widths, which depend on it and on the iteration number alone.
+        clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
+            step. By default the two gradients are clipped separately: the tiny network's own gradient is clipped
+            exactly as in plain training.
+        interval: Run the augmented pass in every ``interval``-th optimizer step (1 in the paper). Larger values make
+            training cheaper and the augmentation weaker.
+        share: Fraction of the batch, counted from its start, that the augmented pass sees (1 in the paper).
+        distill: ``dict(weight=0.5, temperature=1.0)`` has the tiny network also learn from the augmented network's
+            outputs, as in slimmable networks (Yu & Huang, 2019) and NetDistiller (Zhang et al., 2023): λ (above 0, at
+            most 1) and T of :class:`~mmnetaug.models.distillation.OutputDivergence`. None: none, as in the paper.
+        normalize: Divide the sum of both gradients by 1 + α, so that SGD's steps are as long as in plain training.
+        surgery: Remove the component of the augmented gradient that opposes the base gradient (PCGrad, Yu et al.,
+            2020): ``"tensor"`` for each parameter separately, ``"all"`` for all parameters as one vector.
+
+    Attributes:
+        width: Whether width factors are currently sampled (set by ``NetAugScheduleHook``).
+        expand: Whether expand factors are currently sampled. If neither is, no augmented pass runs.
     """
 
-    # of MMEngine's wrapper, which NetAugStep also assigns
+    # of MMEngine's wrapper, which is assigned here, too
     clip_grad_kwargs: dict[str, Any] | None
     _inner_count: int
 
@@ -101,7 +118,13 @@ class NetAugStep(Mixin):
             raise ValueError("distill needs augmented networks that are trained: set alpha above 0")
         self.alpha, self.seed, self.clip_together = alpha, seed, clip_together
         self.interval, self.share = interval, share
-        self.distillation = None if distill is None else InPlaceDistillation(**distill)
+        self.distillation: OutputDivergence | None = None
+        if distill is not None:
+            settings = {"weight": 0.5, **distill}
+            self.distill_weight = settings.pop("weight")
+            if not 0 < self.distill_weight <= 1:
+                raise ValueError(f"distill.weight must be above 0 and at most 1, got {self.distill_weight}")
+            self.distillation = OutputDivergence(**settings)
         self.normalize, self.surgery = normalize, surgery
         self.width = self.expand = True
         self._model: nn.Module | None = None
@@ -150,8 +173,9 @@ class NetAugStep(Mixin):
             if augmented is None:
                 raise RuntimeError("the model's forward was not called in optim_context: there is nothing to augment")
             if augmented.outputs is not None:
-                loss = self.distillation.mix(loss, augmented.outputs)
-                self.message_hub.update_scalar("train/loss_distill", self.distillation.last)
+                divergence = self.distillation.between(self.distillation.take(), augmented.outputs)
+                loss = (1 - self.distill_weight) * loss + self.distill_weight * divergence
+                self.message_hub.update_scalar("train/loss_distill", divergence.item())
             if not augmented.skipped and not self._keeps_apart():
                 loss = loss * self._share_of_sum()
         super().update_params(loss, step_kwargs, zero_kwargs)
@@ -347,34 +371,5 @@ class NetAugStep(Mixin):
 
 
 @OPTIM_WRAPPERS.register_module()
-class NetAugOptimWrapper(NetAugStep, OptimWrapper):
-    """MMEngine's ``OptimWrapper`` with NetAug's augmented pass.
-
-    An augmented pass whose loss is not finite is skipped. A finite loss whose gradient is not finite is caught only
-    where the two gradients are kept apart (``clip_grad`` without ``clip_together``, or ``surgery``). Elsewhere both
-    passes add to one gradient, which then spoils the weights, as it would in plain training.
-
-    Args:
-        alpha: Weight of the augmented loss (α of equation 3); 0 disables the augmented pass.
-        seed: Seed of the sampled widths, which depend on it and on the iteration number alone.
-        clip_together: Clip the sum of both gradients, so that a large augmented gradient shrinks the tiny network's
-            step. By default the two gradients are clipped separately: the tiny network's own gradient is clipped
-            exactly as in plain training.
-        interval: Run the augmented pass in every ``interval``-th optimizer step (1 in the paper). Larger values make
-            training cheaper and the augmentation weaker.
-        share: Fraction of the batch, counted from its start, that the augmented pass sees (1 in the paper).
-        distill: Arguments of :class:`InPlaceDistillation`, by which the tiny network also learns from the augmented
-            network's outputs. None, as in the paper, disables it.
-        normalize: Divide the sum of both gradients by 1 + α, so that SGD's steps are as long as in plain training.
-        surgery: Remove the component of the augmented gradient that opposes the base gradient (PCGrad, Yu et al.,
-            2020): ``"tensor"`` for each parameter separately, ``"all"`` for all parameters as one vector.
-
-    Attributes:
-        width: Whether width factors are currently sampled (set by ``NetAugScheduleHook``).
-        expand: Whether expand factors are currently sampled. If neither is, no augmented pass runs.
-    """
-
-
-@OPTIM_WRAPPERS.register_module()
-class NetAugAmpOptimWrapper(NetAugStep, AmpAnywhere):
+class NetAugAmpOptimWrapper(NetAugOptimWrapper, AmpAnywhere):
     """``NetAugOptimWrapper`` in mixed precision: MMEngine's ``AmpOptimWrapper``, or bfloat16 on a CPU."""
