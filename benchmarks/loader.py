@@ -27,8 +27,8 @@ import torch
 import mmnetaug  # noqa: F401  (registers everything)
 from mmnetaug.apis.build import build_runner
 from mmnetaug.apis.cli import config_parser, run_tool
-from mmnetaug.apis.data import fill_data
 from mmnetaug.apis.load import load_config
+from mmnetaug.datasets import fill_config
 
 
 def cpu_ms(images: int, run: Callable[[], Any]) -> float:
@@ -58,7 +58,7 @@ def transforms(dataset: Any, images: int) -> dict[str, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Print all figures of one config; returns them."""
     cfg = load_config(args)
-    fill_data(cfg, args)
+    fill_config(cfg, args.data_root)
     cfg.log_level = "ERROR"
     runner = build_runner(cfg)
     loader = runner.build_dataloader(cfg.train_dataloader)

@@ -41,7 +41,7 @@ from mmnetaug import terminal
 from mmnetaug.datasets import DatasetReport, check_data, fill_config, find_unlisted
 from mmnetaug.datasets import check as check_module
 from mmnetaug.demo import digits
-from mmnetaug.errors import DataError
+from mmnetaug.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("mmdet_scope")
 CONFIGS = Path(__file__).parents[1] / "configs/_base_"
@@ -599,7 +599,7 @@ def test_data_root_is_replaced_everywhere(data_root):
 
 def test_a_data_root_that_no_data_set_lies_below_is_an_error():
     cfg = Config(dict(data_root="data/mine", train_dataloader=dict(dataset=dict(data_root="data/other"))))
-    with pytest.raises(ValueError, match="no data set of the config lies below its data_root"):
+    with pytest.raises(UserError, match="no data set of the config lies below its data_root"):
         fill_config(cfg, "/elsewhere")
 
 

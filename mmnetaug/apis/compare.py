@@ -13,12 +13,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from mmnetaug.datasets import check_data
+from mmnetaug.datasets import check_data, fill_config
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
-from .data import fill_test_data
 from .evaluation import build_tiny, load_tiny
+from .load import require_test_data
 
 CELL = 320  # pixels
 
@@ -30,7 +30,8 @@ def compare(args: argparse.Namespace, *configs: Config) -> None:
     columns: list[list[np.ndarray]] = []
     paths: list[str] = []
     for (label, config, checkpoint), cfg in zip(args.model, configs, strict=True):
-        fill_test_data(cfg, args, config)
+        require_test_data(cfg, config)
+        fill_config(cfg, args.data_root)
         check_data(cfg, ("test",))
         data = test_data(cfg, args.images)
         names = data.metainfo.get("classes") or ()

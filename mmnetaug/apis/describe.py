@@ -9,12 +9,11 @@ from mmengine.config import Config
 
 from mmnetaug.analysis.memory import kilobytes, measure_footprint
 from mmnetaug.config import without_netaug
-from mmnetaug.datasets import check_data, find_unlisted
+from mmnetaug.datasets import check_data, fill_config, find_unlisted
 from mmnetaug.deploy.latency import RUNTIMES, measure_latency
 from mmnetaug.errors import DataError, UserError
 
 from .build import build_model, without_teacher
-from .data import fill_data
 from .input_size import set_input_size, sets_size
 from .preflight import inspect_network
 
@@ -23,7 +22,7 @@ def describe(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Prints the report; returns its figures."""
     reports, unlisted, problem = [], [], None
     try:
-        fill_data(cfg, args)
+        fill_config(cfg, args.data_root)
         reports = check_data(cfg)
         unlisted = find_unlisted(cfg)
     except DataError as error:  # a config can be described without its data

@@ -16,15 +16,15 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 from mmnetaug.checkpoint import read_checkpoint
-from mmnetaug.datasets import check_data
+from mmnetaug.datasets import check_data, fill_config
 from mmnetaug.deploy.onnx import OnnxNetwork, Raw, export_onnx, quantize_onnx
 from mmnetaug.deploy.tflite import TFLiteNetwork, arena_size, convert_tflite
 from mmnetaug.errors import UserError
 from mmnetaug.files import replaced_when_done
 
-from .data import fill_data
 from .evaluation import RawOutputs, build_tiny, calibration_images, evaluate, head_of, load_tiny
 from .input_size import set_input_size, shape_of_images
+from .load import require_test_data
 
 ROUNDING = 1e-3  # of the largest output: tolerance for other float32 kernels
 SAME = 0.0005  # AP50 or top-1 to three decimals
@@ -34,9 +34,8 @@ def export(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Writes and verifies each format; returns the figures."""
     if "tflite" in args.to and not args.tflite_python:
         raise UserError("--to tflite needs --tflite-python, see docs/deploy.md")
-    fill_data(cfg, args)
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader to verify an export with")
+    require_test_data(cfg, args.config)
+    fill_config(cfg, args.data_root)
     if args.size is not None:
         set_input_size(cfg, args.size)
     reports = check_data(cfg, ("test", "train") if {"int8", "tflite"} & set(args.to) else ("test",))

@@ -74,6 +74,12 @@ def join_cpu_processes(cfg: Config) -> None:
     )
 
 
+def require_test_data(cfg: Config, path: str) -> None:
+    """Raises UserError if a config, at this path, has no test data to measure on."""
+    if not cfg.get("test_dataloader"):
+        raise UserError(f"{path} has no test_dataloader")
+
+
 def starts_from(cfg: Config, resumed: str | None) -> list[str]:
     """Checkpoints that training by a config reads: ``load_from``, unless it is resumed, ``init_cfg``'s, a teacher's."""
     found = [] if resumed or not cfg.get("load_from") else [cfg.load_from]

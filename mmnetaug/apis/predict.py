@@ -24,7 +24,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmnetaug.config import first_pipeline, leaves, type_name, without_netaug
-from mmnetaug.datasets import set_classes
+from mmnetaug.datasets import fill_config, set_classes
 from mmnetaug.errors import UserError
 from mmnetaug.files import lies_in, replaced_when_done
 from mmnetaug.models.tensor_mode import is_detector
@@ -33,17 +33,16 @@ from mmnetaug.visualization import detection_visualizer, draw_detections
 
 from .build import build_model, without_teacher
 from .cli import EXPORTED, VIDEOS, find_inputs, is_camera
-from .data import fill_data
 from .evaluation import running_exported
 from .input_size import set_input_size
+from .load import require_test_data
 from .preflight import check_classes, check_weights
 
 
 def predict(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Predicts every input; returns the number of images and the inputs that failed."""
     paths = [path for item in args.inputs for path in find_inputs(item)]
-    if not cfg.get("test_dataloader"):
-        raise UserError(f"{args.config} has no test_dataloader")
+    require_test_data(cfg, args.config)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     init_default_scope(cfg.get("default_scope") or "mmdet")
@@ -201,7 +200,7 @@ def open_network(args: argparse.Namespace, cfg: Config, stack: contextlib.ExitSt
     if cfg.get("data_layout") == "auto" and trained and not args.data_root:
         set_classes(cfg, trained)
     else:
-        fill_data(cfg, args)
+        fill_config(cfg, args.data_root)
     dataset = cfg.test_dataloader.dataset
     classes = list((next(leaves(dataset)).get("metainfo") or {}).get("classes") or ())
     if exported:

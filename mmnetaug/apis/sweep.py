@@ -24,7 +24,7 @@ from mmnetaug.analysis.memory import kilobytes, peak_memory
 from mmnetaug.analysis.operators import record
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
 from mmnetaug.checkpoint import find_last_checkpoint
-from mmnetaug.datasets import check_data
+from mmnetaug.datasets import check_data, fill_config
 from mmnetaug.deploy.latency import measure_latency
 from mmnetaug.engine.hooks import tiny_path
 from mmnetaug.errors import UserError
@@ -32,9 +32,9 @@ from mmnetaug.files import only_writer, replaced_when_done
 
 from .build import reported_as_user_error
 from .cli import TOOLS
-from .data import fill_test_data
 from .evaluation import build_tiny, evaluate, load_tiny
 from .input_size import set_input_size
+from .load import require_test_data
 
 COLUMNS = ("network", *Point.__dataclass_fields__)
 
@@ -49,7 +49,8 @@ def sweep(args: argparse.Namespace, *configs: Config) -> dict[str, Any]:
         raise UserError(f"every network needs a different label: {', '.join(labels)}")
     sizes = sorted(set(args.sizes))
     for (_, path, *_), cfg in zip(args.model, configs, strict=True):  # fail before hours are spent
-        fill_test_data(cfg, args, path)
+        require_test_data(cfg, path)
+        fill_config(cfg, args.data_root)
         for size in sizes:
             set_input_size(copy.deepcopy(cfg), size, ("train", "val", "test") if args.train else ("val", "test"))
     reports = [check_data(cfg, ("test",))[0] for cfg in configs]

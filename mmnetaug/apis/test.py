@@ -10,16 +10,16 @@ from typing import Any
 from mmengine.config import Config
 
 from mmnetaug.config import as_list, type_name, without_netaug
-from mmnetaug.datasets import check_data
+from mmnetaug.datasets import check_data, fill_config
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.files import lies_in, replaced_when_done
 
 from .build import build_runner, without_teacher
 from .cli import EXPORTED, is_main_process
-from .data import fill_test_data
 from .evaluation import running_exported
 from .input_size import set_input_size
+from .load import require_test_data
 from .preflight import check_classes, check_weights
 
 # names of the switch and the folder of each visualisation hook
@@ -31,7 +31,8 @@ DRAW_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Checks the checkpoint and the data, then evaluates; returns the figures."""
-    fill_test_data(cfg, args, args.config)
+    require_test_data(cfg, args.config)
+    fill_config(cfg, args.data_root)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     trained_in, cfg.work_dir = cfg.work_dir, str(Path(cfg.work_dir) / "test")  # keeps the config of training

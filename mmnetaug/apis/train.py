@@ -16,7 +16,7 @@ from torch import nn
 
 from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
 from mmnetaug.config import as_list, type_name
-from mmnetaug.datasets import check_data, find_unlisted
+from mmnetaug.datasets import check_data, fill_config, find_unlisted
 from mmnetaug.engine import BestPictureHook
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
@@ -26,7 +26,6 @@ from mmnetaug.models.tensor_mode import is_detector
 from .build import build_runner
 from .cli import AUTO, BACKENDS, is_main_process
 from .curves import plot_run
-from .data import fill_data
 from .input_size import set_input_size
 from .preflight import (
     check_classes,
@@ -45,7 +44,7 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
     """Checks a config, then trains it."""
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
-    fill_data(cfg, args)
+    fill_config(cfg, args.data_root)
     # a second run would write the same checkpoints
     with only_writer(cfg.work_dir) if is_main_process() else contextlib.nullcontext():
         check_and_run(cfg, args)

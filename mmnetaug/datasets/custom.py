@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmnetaug.config import SPLITS, iter_heads, split_leaves
-from mmnetaug.errors import DataError
+from mmnetaug.errors import DataError, UserError
 
 from .splits import find_splits, read_classes
 
@@ -30,6 +30,7 @@ def fill_config(cfg: Config, data_root: str | Path | None = None) -> Config:
 
     Raises:
         DataError: There are no data below ``data_root``, a split is missing, or no object is annotated.
+        UserError: The config has no data root to replace, or no head whose classes could be set.
     """
     if data_root is not None:
         set_data_root(cfg, data_root)
@@ -60,7 +61,7 @@ def set_classes(cfg: Config, classes: Sequence[str]) -> None:
     """Sets the class names of every data set of a config, and ``num_classes`` of every head.
 
     Raises:
-        ValueError: The model's config has no ``num_classes``.
+        UserError: The model's config has no ``num_classes``.
     """
     cfg.classes = tuple(classes)
     for name in SPLITS:
@@ -68,7 +69,7 @@ def set_classes(cfg: Config, classes: Sequence[str]) -> None:
             dataset["metainfo"] = dict(classes=cfg.classes)
     heads = list(iter_heads(cfg.model))
     if not heads:
-        raise ValueError("the model's config gives no num_classes in a head: write one, its value does not matter.")
+        raise UserError("the model's config gives no num_classes in a head: write one, its value does not matter.")
     for head in heads:
         head["num_classes"] = len(cfg.classes)
 
@@ -83,12 +84,12 @@ def set_data_root(cfg: Config, data_root: str | Path) -> None:
         data_root: The new one.
 
     Raises:
-        ValueError: The config has no data root, or no data set below it.
+        UserError: The config has no data root, or no data set below it.
     """
     new = str(data_root).rstrip("/") or "/"
     old = cfg.get("data_root")
     if old is None:
-        raise ValueError("the config has no data_root that could be replaced.")
+        raise UserError("the config has no data_root that could be replaced.")
     old, replaced = normpath(old), []
 
     def replace(value):
@@ -106,5 +107,5 @@ def set_data_root(cfg: Config, data_root: str | Path) -> None:
         for key in (f"{name}_dataloader", f"{name}_evaluator"):
             replace(cfg.get(key))
     if not replaced and cfg.get("data_layout") != "auto":  # those data sets are filled in later
-        raise ValueError(f"no data set of the config lies below its data_root, {old}: set theirs with --cfg-options.")
+        raise UserError(f"no data set of the config lies below its data_root, {old}: set theirs with --cfg-options.")
     cfg.data_root = new
