@@ -75,7 +75,8 @@ def measure_all(
 ) -> dict[str, Any]:
     """Measures missing points, and writes everything; the lists hold one item per network."""
     folder = Path(args.work_dir)
-    store = Store(folder / "points.json")
+    # finished points, by a hash of everything that they depend on
+    kept: dict[str, dict] = json.loads(path.read_text()) if (path := folder / "points.json").is_file() else {}
     curves: dict[str, list[Point]] = {label: [] for label in labels}
     metric, done, spent, total = "", 0, 0.0, len(labels) * len(sizes)
     for size in sizes:
@@ -90,17 +91,16 @@ def measure_all(
                 cfg = copy.deepcopy(cfg)
             set_input_size(cfg, size)
             key = fingerprint(cfg, state, size, data[index])
-            entry = store.get(key)
-            if entry is None:
-                metric, point = measure(cfg, state, size, folder / "log")
-                store.put(key, {"network": label, "metric": metric, **asdict(point)})
-                spent, done = spent + time.time() - start, done + 1
+            if key in kept:
+                note, total = "kept", total - 1
             else:
-                metric = entry["metric"]
-                point = Point(**{name: entry[name] for name in Point.__dataclass_fields__})
-                total -= 1
-            left = f", {spent / done * (total - done):.0f} s left" if done else ""
-            note = "kept" if entry else f"{total - done} points to go{left}"
+                metric, point = measure(cfg, state, size, folder / "log")
+                kept[key] = {"network": label, "metric": metric, **asdict(point)}
+                with replaced_when_done(path) as temporary:
+                    temporary.write_text(json.dumps(kept, indent=2))
+                spent, done = spent + time.time() - start, done + 1
+                note = f"{total - done} points to go, {spent / done * (total - done):.0f} s left"
+            metric, point = kept[key]["metric"], Point(**{name: kept[key][name] for name in Point.__dataclass_fields__})
             print(
                 f"{label} at {size}: {metric} {point.accuracy:.4f}, {point.macs / 1e6:.1f} M MACs ({note})", flush=True
             )
@@ -111,35 +111,22 @@ def measure_all(
     for label, saving in savings.items():
         text = saving or "cannot be compared: there is no accuracy that both were measured at"
         print(f"{label} against {labels[0]}: {text}")
-    write_csv(curves, folder / "sweep.csv")
-    figures = {
+    figures: dict[str, Any] = {
         "metric": metric,
         "latency": f"one image, CPU time of one thread, median; PyTorch {torch.__version__}, ONNX Runtime",
         "points": [{"network": label, **asdict(point)} for label, points in curves.items() for point in points],
         "macs_saved": {label: saving and saving.figures() for label, saving in savings.items()},
     }
+    with replaced_when_done(folder / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(figures["points"])
     with replaced_when_done(folder / "sweep.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     with replaced_when_done(folder / "sweep.png") as temporary:
         plot_tradeoff(curves, metric, temporary, args.title)
     print(f"written: {folder}/sweep.csv, sweep.json, sweep.png")
     return figures
-
-
-class Store:
-    """Finished points on disk, by a hash of everything that they depend on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.points: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def get(self, key: str) -> dict | None:
-        return self.points.get(key)
-
-    def put(self, key: str, point: dict) -> None:
-        self.points[key] = point
-        with replaced_when_done(self.path) as temporary:
-            temporary.write_text(json.dumps(self.points, indent=2))
 
 
 def fingerprint(cfg: Config, state: dict[str, Tensor], size: int, data: str) -> str:
@@ -204,12 +191,3 @@ def table(curves: dict[str, list[Point]], metric: str) -> str:
             for point in points
         ]
     return "\n".join(lines)
-
-
-def write_csv(curves: dict[str, list[Point]], path: Path) -> None:
-    """Writes all points as CSV."""
-    with replaced_when_done(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for label, points in curves.items():
-            writer.writerows({"network": label, **asdict(point)} for point in points)
