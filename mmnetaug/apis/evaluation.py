@@ -162,41 +162,26 @@ def headline(metrics: dict[str, float]) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
-def exported_network(path: str, shape: tuple[int, ...], tflite_python: str | None) -> Iterator[RawOutputs]:
-    """Opens a file of ``tools/export.py`` for inference.
-
-    Args:
-        path: An ``.onnx`` or ``.tflite`` file.
-        shape: ``(1, C, H, W)`` of its input.
-        tflite_python: Interpreter of LiteRT's environment; by default this one, if LiteRT is installed here.
-
-    Raises:
-        UserError: It cannot be run.
-    """
-    if path.endswith(".onnx"):
-        yield OnnxNetwork(path, shape)
-        return
-    if not tflite_python and not importlib.util.find_spec("ai_edge_litert"):
-        raise UserError("a .tflite file is run by LiteRT, which is not installed here: see --tflite-python")
-    with TFLiteNetwork(tflite_python or sys.executable, path) as network:
-        yield network
-
-
-@contextlib.contextmanager
 def running_exported(cfg: Config, model: nn.Module, path: str, tflite_python: str | None) -> Iterator[None]:
-    """Has a model run an exported file in place of its network, at the size of the test images.
+    """Has a model run a file of ``tools/export.py`` in place of its network, at the size of the test images.
 
     Args:
         cfg: Plain config.
         model: Its model, changed in place.
-        path: See :func:`exported_network`.
-        tflite_python: See :func:`exported_network`.
+        path: An ``.onnx`` or ``.tflite`` file.
+        tflite_python: Interpreter of LiteRT's environment; by default this one, if LiteRT is installed here.
 
     Raises:
         UserError: The file cannot be run, or is another network.
     """
     shape = shape_of_images(cfg, model)
-    with exported_network(path, shape, tflite_python) as network:
+    with contextlib.ExitStack() as stack:
+        if path.endswith(".onnx"):
+            network: RawOutputs = OnnxNetwork(path, shape)
+        elif tflite_python or importlib.util.find_spec("ai_edge_litert"):
+            network = stack.enter_context(TFLiteNetwork(tflite_python or sys.executable, path))
+        else:
+            raise UserError("a .tflite file is run by LiteRT, which is not installed here: see --tflite-python")
         replace_network(model, network, shape[2:])
         yield
 
