@@ -7,25 +7,10 @@ imports what configs name by the registries (``registry.py``), and the names bel
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import environment
 from .version import __version__
-
-if TYPE_CHECKING:
-    from . import datasets, demo, elastic, engine, models, visualization
-    from .engine import (
-        BestPictureHook,
-        ChannelSortHook,
-        CPUTuningHook,
-        NetAugAmpOptimWrapper,
-        NetAugOptimWrapper,
-        NetAugScheduleHook,
-        TinyCheckpointHook,
-        TrainAccuracyHook,
-    )
-    from .models import NetAug
-    from .visualization import TensorboardIfInstalled
 
 environment.check()
 
@@ -41,20 +26,12 @@ __all__ = [
     "TinyCheckpointHook",
     "TrainAccuracyHook",
     "__version__",
-    "datasets",
-    "demo",
-    "elastic",
-    "engine",
-    "models",
-    "visualization",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name.islower():
-        return importlib.import_module(f".{name}", __name__)
     rooms = {"NetAug": "models", "TensorboardIfInstalled": "visualization"}
     return getattr(importlib.import_module(f".{rooms.get(name, 'engine')}", __name__), name)
 
