@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import re
-import sys
-import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PROGRESS_EVERY = 5  # seconds
 
 
-class Progress:
-    """Prints the progress and the remaining time to standard error every few seconds."""
+def progress(title: str, total: int) -> tqdm:
+    """A bar on standard error for work that takes longer than a few seconds; its ``update()`` counts one more item."""
+    from tqdm import tqdm  # not at the top, since command lines are read without it
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
-        self.start = self.said = time.monotonic()
-
-    def step(self) -> None:
-        """Counts one more item."""
-        self.done += 1
-        now = time.monotonic()
-        if now - self.said > PROGRESS_EVERY and self.done < self.total:
-            left = (now - self.start) / self.done * (self.total - self.done)
-            print(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left", file=sys.stderr, flush=True)
-            self.said = now
+    return tqdm(total=total, desc=title, delay=PROGRESS_EVERY, mininterval=PROGRESS_EVERY, leave=False)
 
 
 def abbreviate(items: Iterable, most: int = 5) -> str:

@@ -29,7 +29,7 @@ from mmnetaug.engine import NetAugOptimWrapper
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
 from mmnetaug.models.tensor_mode import dense_heads, flatten_tensors, image_channels, is_detector, untraced_readers
-from mmnetaug.terminal import Progress
+from mmnetaug.terminal import progress
 
 from .build import build_model, build_runner, without_teacher
 from .input_size import fix_input, shape_of_images
@@ -143,10 +143,13 @@ def evaluate(
 
 class _ProgressHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
-        self.progress = Progress("testing, batch", len(runner.test_dataloader))
+        self.bar = progress("testing, batches", len(runner.test_dataloader))
 
     def after_test_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        self.progress.step()
+        self.bar.update()
+
+    def after_test_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self.bar.close()
 
 
 def headline(metrics: dict[str, float]) -> tuple[str, float]:
@@ -270,8 +273,8 @@ def calibration_images(cfg: Config, model: nn.Module, count: int, size: tuple[in
         sampler=dict(type="DefaultSampler", shuffle=False),
         collate_fn=cfg.test_dataloader.get("collate_fn", dict(type=collate)),
     )
-    progress = Progress("calibration image", len(chosen))
-    for batch in Runner.build_dataloader(loader):
-        progress.step()
-        image = model.data_preprocessor(batch, False)["inputs"]
-        yield pad(image, (0, size[1] - image.shape[3], 0, size[0] - image.shape[2])).cpu().numpy()
+    with progress("calibration images", len(chosen)) as bar:
+        for batch in Runner.build_dataloader(loader):
+            image = model.data_preprocessor(batch, False)["inputs"]
+            yield pad(image, (0, size[1] - image.shape[3], 0, size[0] - image.shape[2])).cpu().numpy()
+            bar.update()

@@ -28,7 +28,7 @@ from mmnetaug.datasets import fill_config, set_classes
 from mmnetaug.errors import UserError
 from mmnetaug.files import lies_in, replaced_when_done
 from mmnetaug.models.tensor_mode import is_detector
-from mmnetaug.terminal import Progress
+from mmnetaug.terminal import progress
 from mmnetaug.visualization import detection_visualizer, draw_detections
 
 from .build import build_model, without_teacher
@@ -59,11 +59,11 @@ def predict_inputs(
     # images are read here and have no annotations
     pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
     results = Results(classes, is_detector(model), args.score_thr)
-    progress = Progress("predicting, image", sum(map(count_images, paths)))
+    bar = progress("predicting, images", sum(map(count_images, paths)))
 
     def draw(image: np.ndarray, file: str) -> np.ndarray:
         picture = results.add(infer(model, pipeline, image, file, len(results.images) + 1), image, file)
-        progress.step()
+        bar.update()
         return picture
 
     for number, path in enumerate(paths, 1):
@@ -77,7 +77,8 @@ def predict_inputs(
         except UnreadableError as error:
             print(f"error: {path} cannot be read: {error}", file=sys.stderr)
             args.failed.append(str(path))
-            progress.step()
+            bar.update()
+    bar.close()
     results.write(out)
     print(f"{len(results.images)} images predicted, {len(args.failed)} files not readable; results in {out}")
     return {"images": len(results.images), "failed": args.failed, "out_dir": str(out)}

@@ -21,7 +21,7 @@ from PIL import Image
 from mmnetaug.config import SPLITS, as_list, iter_heads, split_leaves, type_name
 from mmnetaug.errors import DataError
 from mmnetaug.layouts import layouts
-from mmnetaug.terminal import Progress, abbreviate
+from mmnetaug.terminal import abbreviate, progress
 
 from .classification import few_images, find_faults
 from .coco import inspect_coco, read_coco
@@ -273,12 +273,11 @@ def _check_images(sizes: dict[str, tuple | None], report: DatasetReport) -> None
             return path, str(error).replace(f" {path!r}", "") or type(error).__name__
 
     absent, damaged, resized = [], [], []
-    with ThreadPoolExecutor(THREADS) as pool:
-        progress = Progress(f"checking the {report.name} images", len(sizes))
+    with ThreadPoolExecutor(THREADS) as pool, progress(f"checking the {report.name} images", len(sizes)) as bar:
         paths = list(sizes)
         parts = [paths[i : i + TOGETHER] for i in range(0, len(paths), TOGETHER)]
         for path, found in chain.from_iterable(pool.map(lambda part: list(map(check, part)), parts)):
-            progress.step()
+            bar.update()
             if found == "absent":
                 absent.append(path)
             elif isinstance(found, str):
