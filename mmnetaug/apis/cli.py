@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
+import functools
 import gc
 import glob
 import importlib
@@ -32,7 +34,7 @@ FOLDER = Path(__file__).parents[1] / ".mim"
 
 TOOLS = FOLDER / "tools"
 
-Work = Callable[[argparse.Namespace], Any]
+Work = Callable[..., Any]
 """Does what the command line says; returns the figures for ``--json``, if there are any."""
 
 EXPORTED = (".onnx", ".tflite")
@@ -192,19 +194,17 @@ def start_tool(tool: str, args: argparse.Namespace, needs_data: bool = False) ->
         The exit code: 0, or 1 after a user error.
     """
 
-    def checked(args: argparse.Namespace) -> Any:
+    def prepare() -> list[Config]:
         check_files(args)
-        configs = load_configs(args, needs_data)
+        return load_configs(args, needs_data)
 
-        def work(args: argparse.Namespace) -> Any:
-            options = _imported("mmnetaug.apis.options")
-            for cfg in configs:
-                options.check_options(cfg)
-            return getattr(_imported(f"mmnetaug.apis.{tool}"), tool)(args, *configs)
+    def work(args: argparse.Namespace, *configs: Config) -> Any:
+        options = _imported("mmnetaug.apis.options")
+        for cfg in configs:
+            options.check_options(cfg)
+        return getattr(_imported(f"mmnetaug.apis.{tool}"), tool)(args, *configs)
 
-        return _with_checkpoints(work, args)
-
-    return _reported(checked, args)
+    return run_tool(work, args, prepare)
 
 
 def _imported(name: str) -> ModuleType:
@@ -222,7 +222,7 @@ def _imported(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-def run_tool(work: Work, args: argparse.Namespace) -> int:
+def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterable[Any]] = tuple) -> int:
     """Runs a function, writes the figures it returns as ``--json`` requests, reports user errors without a traceback.
 
     With ``--json -`` only the figures are written to standard output, and everything that is printed goes to standard
@@ -233,33 +233,39 @@ def run_tool(work: Work, args: argparse.Namespace) -> int:
         work: The function to run. ``args.checkpoints`` is the :class:`~mmnetaug.checkpoint.ReadOnce` for checkpoints
             that MMEngine loads.
         args: Arguments of the command line.
+        prepare: Returns further arguments of ``work``, before torch is imported.
 
     Returns:
         The exit code: 0, or 1 after a user error. Any other exception passes through with its traceback.
     """
-    return _reported(lambda args: _with_checkpoints(work, args), args)
 
+    def figures() -> Any:
+        prepared = prepare()
+        from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load  # which imports torch
 
-def _reported(work: Work, args: argparse.Namespace) -> int:
+        trusted = getattr(args, "trust_checkpoint", False)
+        with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
+            return work(args, *prepared)
+
+    as_json = functools.partial(json.dumps, indent=2, default=float)
+    target = getattr(args, "json", None)
     try:
-        _run_and_write(work, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in STORAGE_ERRORS and not isinstance(error, PermissionError):
+        if target == "-":
+            with contextlib.redirect_stdout(sys.stderr):
+                found = figures()
+            if is_main_process():
+                print(as_json(found))
+        elif target and is_main_process():
+            with replaced_when_done(target) as temporary:  # first, so that an unwritable path fails at once
+                temporary.write_text(as_json(figures()) + "\n")
+        else:
+            figures()
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (*STORAGE_ERRORS, errno.EACCES, errno.EPERM):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _with_checkpoints(work: Work, args: argparse.Namespace) -> Any:
-    from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load  # not at the top, since it imports torch
-
-    trusted = getattr(args, "trust_checkpoint", False)
-    with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
-        return work(args)
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -339,21 +345,3 @@ def near_misses(given: Iterable[str], known: Collection[str]) -> Iterator[tuple[
             near += difflib.get_close_matches(str(name), known, n=1, cutoff=CUTOFF)
             if near:
                 yield name, near[0]
-
-
-def _run_and_write(work: Work, args: argparse.Namespace) -> None:
-    target = getattr(args, "json", None)
-    if target == "-":
-        with contextlib.redirect_stdout(sys.stderr):
-            figures = work(args)
-        if is_main_process():
-            sys.stdout.write(_as_json(figures))
-    elif target and is_main_process():
-        with replaced_when_done(target) as temporary:  # first, so that an unwritable path fails at once
-            temporary.write_text(_as_json(work(args)))
-    else:
-        work(args)
-
-
-def _as_json(figures: dict[str, Any] | None) -> str:
-    return json.dumps(figures, indent=2, default=float) + "\n"
