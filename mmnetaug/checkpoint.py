@@ -4,9 +4,8 @@ A checkpoint is a pickle, which can run any command when it is loaded. Tiny chec
 torch's restricted unpickler loads them. MMEngine's training checkpoints hold more (its ``HistoryBuffer``, numpy
 scalars). With torch 2.6 and later, the original line therefore cannot resume from its own checkpoints, and the
 maintained line allows too much: ``getattr``, by which a pickle reaches everything, and a full unpickling of *any* file
-as a fallback. This module decides instead: no code runs inside of :func:`tensors_only`, in which the tools do all their
-work; files that the user trusts, such as those in the run's own work directory, are loaded inside of
-:func:`trusted_load`.
+as a fallback. This module decides instead, by :func:`unpickling`: no code runs in what the tools do, but for files that
+the user trusts, such as those in the run's own work directory.
 
 A config is a Python program that runs when it is read: a config from elsewhere must be trusted like a program.
 """
@@ -89,7 +88,7 @@ def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
     if is_local(path) and not trusted:
         return load_tensors(path)
     try:
-        with trusted_load() if trusted else tensors_only():
+        with unpickling(trusted):
             checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise CheckpointError(_PICKLED.format(path)) from error
@@ -162,30 +161,18 @@ def _is_torch_file(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def tensors_only() -> Iterator[None]:
-    """Inside of this context, ``torch.load`` is restricted to tensors and plain types, whatever its arguments."""
-    with _switched(_ONLY_TENSORS, overrules=_ANY_OBJECT):
-        yield
+def unpickling(anything: bool) -> Iterator[None]:
+    """Decides what ``torch.load`` may load inside of this context, whatever its arguments.
 
-
-@contextlib.contextmanager
-def trusted_load() -> Iterator[None]:
-    """Inside of this context, MMEngine of either line loads full training checkpoints.
-
-    Only for files that the user trusts: loading them can run any command.
+    Args:
+        anything: Whether that is any pickle, such as MMEngine's full training checkpoints. Only for files that the user
+            trusts: loading them can run any command. Otherwise it is tensors and plain types.
     """
-    with _switched(_ANY_OBJECT, overrules=_ONLY_TENSORS):
-        yield
-
-
-@contextlib.contextmanager
-def _switched(switch: str, overrules: str) -> Iterator[None]:
-    """Sets one environment variable, unsets another, and restores both at the end."""
-    before = {name: os.environ.pop(name) for name in (switch, overrules) if name in os.environ}
+    switch, other = (_ANY_OBJECT, _ONLY_TENSORS) if anything else (_ONLY_TENSORS, _ANY_OBJECT)
+    before = {name: os.environ.pop(name) for name in (switch, other) if name in os.environ}
     os.environ[switch] = "1"
     try:
         yield
     finally:
-        for name in (switch, overrules):
-            os.environ.pop(name, None)
+        os.environ.pop(switch, None)
         os.environ.update(before)

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmnetaug.checkpoint import ReadOnce, load_tensors, read_checkpoint, tensors_only, trusted_load
+from mmnetaug.checkpoint import ReadOnce, load_tensors, read_checkpoint, unpickling
 from mmnetaug.errors import CheckpointError
 
 WEIGHTS = {"state_dict": {"conv.weight": torch.arange(12.0).reshape(3, 4)}, "meta": {"epoch": 3, "classes": ["1", "2"]}}
@@ -105,7 +105,7 @@ def load_with_mmengine(path: Path) -> dict:
 def test_nothing_is_unpickled_in_full_within_tensors_only(exploit, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # whatever the user's shell says
     path, ran = exploit
-    with tensors_only(), pytest.raises(pickle.UnpicklingError):
+    with unpickling(anything=False), pytest.raises(pickle.UnpicklingError):
         load_with_mmengine(path)
     assert not ran.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
@@ -119,13 +119,13 @@ def test_a_misspelt_name_of_a_download_is_an_error_of_the_user():
 
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 def test_trusted_load_lets_mmengine_read_its_own(exploit, training_checkpoint: Path):
-    with trusted_load():
+    with unpickling(anything=True):
         loaded = load_with_mmengine(training_checkpoint)
     assert loaded["message_hub"]["log_scalars"]["train/loss"].current() == 1.0
     path, ran = exploit
-    with tensors_only():
+    with unpickling(anything=False):
         # as a decorator it covers one call and nothing after it
-        trusted_load()(load_with_mmengine)(training_checkpoint)
+        unpickling(anything=True)(load_with_mmengine)(training_checkpoint)
         with pytest.raises(pickle.UnpicklingError):
             load_with_mmengine(path)
         assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
@@ -138,7 +138,7 @@ def test_a_file_that_is_exchanged_after_its_check_is_not_loaded(tmp_path: Path, 
     checked = tmp_path / "checked.pth"
     torch.save({**WEIGHTS, "hub": HistoryBuffer([1.0], [1])}, checked)
     path, ran = exploit
-    with tensors_only(), ReadOnce() as checkpoints:
+    with unpickling(anything=False), ReadOnce() as checkpoints:
         checkpoints.read(str(checked), trusted=True)
         os.replace(path, checked)
         for _ in range(2):  # who loads may change what it was given
@@ -149,6 +149,6 @@ def test_a_file_that_is_exchanged_after_its_check_is_not_loaded(tmp_path: Path, 
         with pytest.raises(CheckpointError, match=r"checked\.pth holds pickled objects"):
             load_with_mmengine(checked)
     assert not ran.exists()
-    with trusted_load():
+    with unpickling(anything=True):
         load_with_mmengine(checked)  # MMEngine's own loader is back, which runs it
     assert ran.exists()

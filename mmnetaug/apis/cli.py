@@ -241,10 +241,10 @@ def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterabl
 
     def figures() -> Any:
         prepared = prepare()
-        from mmnetaug.checkpoint import ReadOnce, tensors_only, trusted_load  # which imports torch
+        from mmnetaug.checkpoint import ReadOnce, unpickling  # which imports torch
 
         trusted = getattr(args, "trust_checkpoint", False)
-        with trusted_load() if trusted else tensors_only(), ReadOnce() as args.checkpoints:
+        with unpickling(trusted), ReadOnce() as args.checkpoints:
             return work(args, *prepared)
 
     as_json = functools.partial(json.dumps, indent=2, default=float)

@@ -19,7 +19,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmnetaug.checkpoint import find_last_checkpoint, trusted_load
+from mmnetaug.checkpoint import find_last_checkpoint, unpickling
 from mmnetaug.elastic import ElasticSpace, base_state_dict, sort_hidden_channels
 from mmnetaug.files import replaced_when_done
 from mmnetaug.registry import HOOKS
@@ -234,7 +234,7 @@ class TinyCheckpointHook(CheckpointHook):
 
     def after_train(self, runner: Runner) -> None:
         """Publishes the run's own checkpoints (``published_keys``)."""
-        with trusted_load():
+        with unpickling(anything=True):
             super().after_train(runner)
 
     @master_only
@@ -267,7 +267,7 @@ def _parameters(runner: Runner) -> list[nn.Parameter]:
 
 def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
     model = unwrapped(runner.model)
-    with trusted_load():  # this run's own
+    with unpickling(anything=True):  # this run's own
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     meta = {name: checkpoint["meta"][name] for name in ("epoch", "iter", "mmengine_version")}
     of_data = json.dumps(checkpoint["meta"].get("dataset_meta", {}), default=str, skipkeys=True)
