@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from test_tools import load_tool, run
 
 from mmnetaug.apis.build import build_runner
-from mmnetaug.apis.curves import read_curve
+from mmnetaug.apis.plot_curves import read_curve
 from mmnetaug.engine.train_accuracy import TrainAccuracyHook
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,6 @@ from mmnetaug.apis.evaluation import load_tiny
 from mmnetaug.apis.load import load_config
 from mmnetaug.apis.options import check_options
 from mmnetaug.apis.preflight import NetworkReport, check_training, check_weights
-from mmnetaug.apis.schedule import set_epochs
 from mmnetaug.elastic import ChannelGroup, ElasticSpace, find_spaces
 from mmnetaug.errors import UserError, WriteError
 from mmnetaug.files import replaced_when_done
@@ -224,11 +223,11 @@ def test_epochs_scale_the_schedules_that_count_them():
     [warm_up, steps] = cfg.param_scheduler
     assert cfg.train_cfg.max_epochs == 200 and steps.milestones == [160, 180]
     before = dict(warm_up)
-    set_epochs(cfg, 20)
+    training.set_epochs(cfg, 20)
     assert cfg.train_cfg.max_epochs == 20 and steps.milestones == [16, 18]
     assert not warm_up.by_epoch and warm_up == before
     with pytest.raises(UserError, match="counts epochs"):
-        set_epochs(Config(dict(train_cfg=dict(by_epoch=False, max_iters=100))), 10)
+        training.set_epochs(Config(dict(train_cfg=dict(by_epoch=False, max_iters=100))), 10)
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--size"])

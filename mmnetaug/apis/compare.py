@@ -43,7 +43,8 @@ def compare(args: argparse.Namespace, *configs: Config) -> None:
         paths = shown
         if not columns:
             columns.append([draw(s, s.gt_instances, names, "annotated") for s in samples])
-        columns.append([draw(s, confident(s.pred_instances, args.score), names, label) for s in samples])
+        predicted = [(s, s.pred_instances[s.pred_instances.scores >= args.score]) for s in samples]
+        columns.append([draw(s, confident, names, label) for s, confident in predicted])
     rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
     suffix = Path(args.out).suffix
     _, encoded = cv2.imencode(suffix, np.concatenate(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])
@@ -74,11 +75,6 @@ def predict(dataset: Dataset, model: torch.nn.Module, indices: list[int]) -> lis
             raise UserError(f"{type(model).__name__} is no detector")
         samples.append(sample)
     return samples
-
-
-def confident(instances, score: float):
-    """The predictions with at least this score."""
-    return instances[instances.scores >= score]
 
 
 def draw(sample, instances, names: tuple[str, ...], label: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -25,8 +26,8 @@ from mmnetaug.models.tensor_mode import is_detector
 
 from .build import build_runner
 from .cli import AUTO, BACKENDS, is_main_process
-from .curves import plot_run
 from .input_size import set_input_size
+from .plot_curves import plot_run
 from .preflight import (
     check_classes,
     check_pretrained,
@@ -35,7 +36,6 @@ from .preflight import (
     check_weights,
     inspect_network,
 )
-from .schedule import set_epochs
 
 AMP_TWINS = {"OptimWrapper": "AmpOptimWrapper", "NetAugOptimWrapper": "mmnetaug.NetAugAmpOptimWrapper"}
 
@@ -97,6 +97,34 @@ class ForgetCheckpoints(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.checkpoints.forget()
+
+
+def set_epochs(cfg: Config, epochs: int) -> None:
+    """Sets the number of epochs, and stretches or shrinks learning rate schedules that count epochs.
+
+    Schedules that count iterations stay, such as a warm-up of 1000 iterations.
+
+    Args:
+        cfg: A whole config, changed in place.
+        epochs: At least 1.
+
+    Raises:
+        UserError: The config's training counts iterations.
+    """
+    before = cfg.train_cfg.get("max_epochs")
+    if before is None:
+        raise UserError("--epochs needs a config whose training counts epochs (train_cfg.max_epochs)")
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [scaled(item) for item in value]
+        return max(1, round(value * epochs / before)) if value else value
+
+    cfg.train_cfg.max_epochs = epochs
+    for scheduler in as_list(cfg.get("param_scheduler")):
+        if scheduler.get("by_epoch", True):
+            for key in {"begin", "end", "T_max", "milestones"} & scheduler.keys():
+                scheduler[key] = scaled(scheduler[key])
 
 
 def set_resume(cfg: Config, source: str) -> None:
