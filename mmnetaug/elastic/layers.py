@@ -13,7 +13,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,14 +126,8 @@ def count_at_width(axis: Axis, base: Count) -> Count:
     return (first, *rest) if isinstance(base, tuple) else first
 
 
-if TYPE_CHECKING:  # Elastic comes before the layer's class, whose attributes it uses
-    from torch.nn import Module as Mixin
-else:
-    Mixin = object
-
-
-class Elastic(Mixin):
-    """Mixin of every elastic layer.
+class Elastic(nn.Module):
+    """Mixin of every elastic layer; it comes before the layer's class.
 
     Attributes:
         elastic_axes: Elastic dimensions of each elastic parameter or buffer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmdet.models import SemiBaseDetector
@@ -19,11 +19,6 @@ from mmnetaug.registry import MODELS
 
 from .distillation import OutputDivergence, Outputs
 from .tensor_mode import tensor_forward
-
-if TYPE_CHECKING:  # DistillationMixin comes before a model's class, whose methods it calls
-    from mmengine.model import BaseModel as Mixin
-else:
-    Mixin = object
 
 
 @MODELS.register_module()
@@ -84,8 +79,8 @@ def Distilled(
     return student
 
 
-class DistillationMixin(Mixin):
-    """What :func:`Distilled` adds to a model's class."""
+class DistillationMixin(nn.Module):
+    """What :func:`Distilled` adds to a model's class; it comes before that."""
 
     def set_teacher(self, teacher: nn.Module, renormalize: bool, divergence: OutputDivergence, weight: float) -> None:
         """Sets the teacher and the loss.
