@@ -63,35 +63,28 @@ class ChannelGroup:
         """Whether the width follows that of another group, directly or not, or the groups are the same."""
         return self is other or (self.follows is not None and self.follows.depends_on(other))
 
-    def choices(self) -> tuple[float, ...]:
-        """The own factors that can be sampled."""
-        return FACTORS_OF_BASE if self.held_reason else self.factors
+    def multiplied(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose own factors, multiplied, are the group's whole factor. Expand factors are not inherited."""
+        if self.held_reason:
+            return ()
+        if self.role == "width" or self.follows is None:
+            return (self,)
+        return (self, *(self.follows.multiplied() if self.role == "squeeze" else self.follows._width_leader()))
+
+    def _width_leader(self) -> tuple[ChannelGroup, ...]:
+        if self.held_reason or self.role == "width":
+            return self.multiplied()
+        return self.follows._width_leader() if self.follows else ()
 
     @property
     def widths(self) -> list[int]:
         """All widths that the group can take, ascending."""
-        return sorted({self.round(factor) for factor in self._reachable()})
+        choices = itertools.product(*(group.factors for group in self.multiplied()))
+        return sorted({self.round(math.prod(factors)) for factors in choices})
 
     @property
     def max_width(self) -> int:
         return self.widths[-1]
-
-    def _reachable(self) -> set[float]:
-        """All total factors that the group can have."""
-        if self.held_reason:
-            return set(FACTORS_OF_BASE)
-        if self.follows is None:
-            return set(self.factors)
-        inherited = self.follows._reachable() if self.role == "squeeze" else self.follows._width_factors()
-        return {own * theirs for own, theirs in itertools.product(self.factors, inherited)}
-
-    def _width_factors(self) -> set[float]:
-        """The width part of these factors, since expand factors are not inherited."""
-        if self.held_reason:
-            return set(FACTORS_OF_BASE)
-        if self.role == "width":
-            return set(self.factors)
-        return self.follows._width_factors() if self.follows else set(FACTORS_OF_BASE)
 
 
 def find_groups(

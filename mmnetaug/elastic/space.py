@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup
+from .groups import FACTORS_OF_BASE, ChannelGroup
 from .layers import Elastic
 
 
@@ -53,21 +54,12 @@ class ElasticSpace:
             One width per group.
         """
         generator = random.Random(f"{seed}:{iteration}")
-        own = {group: generator.choice(group.choices()) for group in self.groups}
         on = {"width": width, "expand": expand, "squeeze": True}
-        own = {group: factor if on[group.role] else 1.0 for group, factor in own.items()}
-
-        def width_factor(group: ChannelGroup | None) -> float:
-            if group is None or group.held_reason:
-                return 1.0
-            return own[group] if group.role == "width" else width_factor(group.follows)
-
-        def factor(group: ChannelGroup) -> float:
-            if group.held_reason or group.role == "width":
-                return own.get(group, 1.0)
-            return own[group] * (factor(group.follows) if group.role == "squeeze" else width_factor(group.follows))
-
-        return [group.round(factor(group)) for group in self.groups]
+        own = {}
+        for group in self.groups:
+            factor = generator.choice(FACTORS_OF_BASE if group.held_reason else group.factors)
+            own[group] = factor if on[group.role] else 1.0
+        return [group.round(math.prod(own[one] for one in group.multiplied())) for group in self.groups]
 
     @contextlib.contextmanager
     def at(self, widths: list[int]) -> Iterator[None]:

@@ -217,7 +217,7 @@ class NetAugOptimWrapper(OptimWrapper):
                 "optim_wrapper.clip_together=True and no surgery"
             )
         groups = [group for space in self._spaces for group in space.groups]
-        self._sampled = {group.role for group in groups if len(set(group.choices())) > 1}
+        self._sampled = {group.role for group in groups if len(set(group.factors)) > 1 and not group.held_reason}
         for space in self._spaces:
             space.driven = True
         self._counting = [module for module in model.modules() if module._buffers]
