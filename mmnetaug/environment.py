@@ -94,7 +94,15 @@ def _problems() -> list[str]:
             [(name, release)] = installed.items()
             if _numbers(release) < _numbers(providers[name]):
                 problems.append(f'{name} {release} is too old: pip install "{name}>={providers[name]}"')
-    problems += _too_new(found)
+    bounds = [(user, *bound) for user, refused in _REFUSES.items() if _installed(user) for bound in refused.items()]
+    for user, module, bound in bounds:
+        for name, release in found[module].items():
+            oldest = _PROVIDERS[module][name]
+            cure = f'pip install "{name}>={oldest},<{bound}"'
+            if _numbers(oldest) >= _numbers(bound):
+                cure = f"{name} and {user} are of OpenMMLab's two lines, install all packages of one"
+            if _numbers(release) >= _numbers(bound):
+                problems.append(f"{name} {release} is too new for {user} {_installed(user)}: {cure}")
     if original and importlib.util.find_spec("pkg_resources") is None:
         problems.append('mmengine needs pkg_resources, which setuptools has dropped: pip install "setuptools<81"')
     if importlib.util.find_spec("torchvision") is None:
@@ -102,29 +110,6 @@ def _problems() -> list[str]:
             "torchvision is not installed, and mmpretrain imports it: "
             "pip install the release made for your torch, with --no-deps so that torch stays as it is"
         )
-    return problems
-
-
-def _too_new(found: dict[str, dict[str, str]]) -> list[str]:
-    """Installed releases that other installed packages do not support.
-
-    Args:
-        found: Module -> distribution that provides it -> installed release.
-    """
-    problems = []
-    for installed in found.values():
-        for user in installed.keys() & _REFUSES.keys():
-            for module, bound in _REFUSES[user].items():
-                for name, release in found[module].items():
-                    if _numbers(release) < _numbers(bound):
-                        continue
-                    oldest = _PROVIDERS[module][name]
-                    cure = (
-                        f'pip install "{name}>={oldest},<{bound}"'
-                        if _numbers(oldest) < _numbers(bound)
-                        else f"{name} and {user} are of OpenMMLab's two lines, install all packages of one"
-                    )
-                    problems.append(f"{name} {release} is too new for {user} {installed[user]}: {cure}")
     return problems
 
 
