@@ -18,12 +18,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank, is_distributed
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
 from mmnetaug.elastic import ElasticSpace, find_spaces, tiny_gradients_in_place, tiny_statistics_kept
@@ -31,7 +31,6 @@ from mmnetaug.models.distillation import OutputDivergence, Outputs
 from mmnetaug.models.tensor_mode import flatten_tensors
 from mmnetaug.registry import OPTIM_WRAPPERS
 
-from .amp import AmpAnywhere
 from .augmented_pass import (
     copied_annotations,
     finite_on_all_ranks,
@@ -40,7 +39,6 @@ from .augmented_pass import (
     unsynchronised,
     unwrapped,
 )
-from .gradients import remove_conflict
 
 MAX_SKIPPED_IN_A_ROW = 50
 """Training stops after this many consecutive augmented passes with a loss or gradient that is not finite."""
@@ -368,6 +366,51 @@ class NetAugOptimWrapper(OptimWrapper):
                 self.message_hub.update_scalar(f"train/{self.grad_name}{name}", float(norm) / scale)
             self._swap_gradients()
         return norm
+
+
+def remove_conflict(pairs: Sequence[tuple[Tensor, Tensor]], per_tensor: bool) -> None:
+    """Projects gradients that oppose others onto the normal plane of those, in place (PCGrad, Yu et al., 2020).
+
+    Args:
+        pairs: Pairs of equal shape: a gradient that stays, and the one that is projected.
+        per_tensor: Whether to treat each pair separately, or all of them as one pair of vectors.
+    """
+    products = torch.stack([torch.sum(base * other) for base, other in pairs])
+    squares = torch.stack([torch.sum(base * base) for base, _ in pairs])
+    if not per_tensor:
+        products, squares = products.sum().expand_as(products), squares.sum().expand_as(squares)
+    tiny = torch.finfo(squares.dtype).tiny
+    factors = products.clamp(max=0) / squares.clamp(min=tiny)
+    for (base, other), factor in zip(pairs, factors, strict=True):
+        other.sub_(factor * base)
+
+
+class AmpAnywhere(AmpOptimWrapper):
+    """MMEngine's ``AmpOptimWrapper``, which needs an accelerator, or bfloat16 without loss scaling on a CPU."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *args: Any, dtype: str | torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        self._on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+        if not self._on_cpu:
+            super().__init__(*args, optimizer=optimizer, dtype=dtype, **kwargs)
+            return
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"mixed precision on a CPU is bfloat16, not {dtype}")
+        kwargs.pop("loss_scale", None)
+        OptimWrapper.__init__(self, optimizer, *args, **kwargs)
+        self.loss_scaler, self._scale_update_param = torch.amp.GradScaler("cpu", enabled=False), None
+        self.cast_dtype = torch.bfloat16
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of a forward pass in mixed precision on the model's own device."""
+        if self._on_cpu:
+            with OptimWrapper.optim_context(self, model), torch.autocast("cpu", self.cast_dtype):
+                yield
+        else:
+            with super().optim_context(model):
+                yield
 
 
 @OPTIM_WRAPPERS.register_module()
