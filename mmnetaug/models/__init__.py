@@ -3,13 +3,10 @@
 import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
 
 from .distilled import Distilled
-from .drop_block import DropBlock
-from .heads import DropoutClsHead
-from .mobilenet import MobileNetV2
+from .heads import DropoutClsHead, SizedRTMDetHead
 from .netaug import NetAug
-from .rtmdet import SizedRTMDetHead
 from .same_padding import SamePadding
-from .tinyml import ARCHITECTURES, TinyNet
+from .tinyml import ARCHITECTURES, DropBlock, MobileNetV2, TinyNet
 from .tinytl import TinyTL
 from .yolov3 import DepthwiseYOLOV3Head, DepthwiseYOLOV3Neck
 

@@ -1,13 +1,13 @@
-"""A classifier head that mmpretrain does not have, and what SSD's head lacks."""
+"""Heads that mmpretrain and mmdet do not have, and what SSD's head lacks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch.nn.functional as F
-from mmdet.models import SSDHead
+from mmdet.models import RTMDetSepBNHead, SSDHead
 from mmpretrain.models.heads import LinearClsHead
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmnetaug.registry import MODELS
 
@@ -32,3 +32,21 @@ class DropoutClsHead(LinearClsHead):
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Features (N, C) before the classifier."""
         return F.dropout(super().pre_logits(feats), self.dropout, self.training)
+
+
+@MODELS.register_module()
+class SizedRTMDetHead(RTMDetSepBNHead):
+    """mmdet's ``RTMDetSepBNHead``, whose boxes start two strides wide and high.
+
+    mmdet's start without a size. They overlap no object, and the overlap weighs the box loss and is the target of the
+    class score, so at first neither teaches much. ``exp_on_reg=True`` starts at the same size, by an exponential that
+    TensorFlow Lite Micro does not compute in int8.
+
+    Arguments: see ``mmdet.RTMDetSepBNHead``; leave ``exp_on_reg`` off.
+    """
+
+    def init_weights(self) -> None:
+        """Initialises as mmdet does, but starts the distances to a box's sides at one stride."""
+        super().init_weights()
+        for layer in self.rtm_reg:
+            nn.init.ones_(layer.bias)

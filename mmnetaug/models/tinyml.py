@@ -1,7 +1,7 @@
 """TinyML backbones: an architecture is a table of stages, and one builder turns any table into a network.
 
 All of them are chains of inverted bottlenecks (1x1 expansion, k x k depthwise convolution, optional
-squeeze-and-excitation, 1x1 projection). MobileNetV2 itself is the stock class of mmpretrain, see ``mobilenet.py``.
+squeeze-and-excitation, 1x1 projection). MobileNetV2 itself is the stock class of mmpretrain without unused layers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
+from mmpretrain.models.backbones import MobileNetV2 as StockMobileNetV2
 from mmpretrain.models.utils import SELayer, make_divisible
 from torch import Tensor, nn
 
@@ -182,6 +185,34 @@ class InvertedBottleneck(BaseModule):
 
 
 @MODELS.register_module()
+class DropBlock(nn.Module):
+    """Zeroes square blocks of an image's features, the same in all channels, and scales up the rest.
+
+    It computes the same as https://github.com/miguelvr/dropblock, which the paper cites (appendix A). mmdet's
+    ``DropBlock`` draws blocks for every channel separately, and few in its first 2000 iterations: on small feature
+    maps, that is dropout of single channels.
+
+    Args:
+        drop_prob: Probability that a position is dropped, if blocks neither overlap nor cross the border.
+        block_size: Height and width of a block, odd.
+    """
+
+    def __init__(self, drop_prob: float, block_size: int) -> None:
+        super().__init__()
+        if not 0 <= drop_prob < 1 or block_size % 2 == 0:
+            raise ValueError(f"drop_prob is in [0, 1) and block_size odd, got {drop_prob} and {block_size}")
+        self.drop_prob, self.block_size = drop_prob, block_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drops blocks of ``x`` (N, C, H, W) in training mode."""
+        if not self.training:
+            return x
+        centres = (torch.rand(len(x), 1, *x.shape[2:], device=x.device) < self.drop_prob / self.block_size**2).float()
+        kept = 1 - F.max_pool2d(centres, self.block_size, stride=1, padding=self.block_size // 2)
+        return x * (kept * kept.numel() / kept.sum().clamp(min=1)).to(x.dtype)
+
+
+@MODELS.register_module()
 class TinyNet(BaseModule):
     """A TinyML backbone for mmpretrain's classifiers and mmdet's detectors.
 
@@ -275,3 +306,23 @@ def _build_features(table: Architecture, channels: int, widen_factor: float) -> 
         nn.AdaptiveAvgPool2d(1),
         ConvModule(last, features, 1, act_cfg=act),
     )
+
+
+@MODELS.register_module()
+class MobileNetV2(StockMobileNetV2):
+    """mmpretrain's MobileNetV2 up to the last output layer, with the same parameter names.
+
+    The stock class always builds its last block and 1x1 convolution. In a detector that uses earlier layers they get
+    no gradient (with which DistributedDataParallel fails) and count as parameters of the network.
+
+    Args:
+        **kwargs: See ``mmpretrain.MobileNetV2``. For C3, C4 and C5, ``out_indices=(2, 4, 5)``: the last layer of each
+            stride before the final widening (16, 32 and 56 channels at width 0.35).
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        used = max(self.out_indices) + 1
+        for name in self.layers[used:]:
+            delattr(self, name)
+        del self.layers[used:]
