@@ -1,5 +1,5 @@
 """The demo: a detection data set of handwritten digits that needs no download."""
 
-from .dataset import DigitScenes
+from .digits import DigitScenes
 
 __all__ = ["DigitScenes"]

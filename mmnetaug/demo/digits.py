@@ -1,8 +1,8 @@
 """Demo data: handwritten digits on textured scenes, a detection data set without a download.
 
 scikit-learn includes 1797 real 8x8 scans of handwritten digits. :func:`generate` enlarges them, draws one to five of
-them at random scales, positions and contrasts on 160x160 scenes, and writes these in Pascal VOC layout. The dataset
-class :class:`mmnetaug.demo.DigitScenes` calls it at first use.
+them at random scales, positions and contrasts on 160x160 scenes, and writes these in Pascal VOC layout.
+:class:`DigitScenes` calls it at first use.
 """
 
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+from mmnetaug.datasets import VOCLayoutDataset
+from mmnetaug.registry import DATASETS
 
 SCENE_SIZE = 160  # pixels, both sides
 SCENES = {"train": 1500, "test": 300}
@@ -34,6 +35,9 @@ def split_scans(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Returns:
         For ``'train'`` and ``'test'``, the scans (N, 8, 8), float64 ink in [0, 16], and their digits (N,), int64.
     """
+    from sklearn.datasets import load_digits  # which nothing else needs
+    from sklearn.model_selection import train_test_split
+
     scans = load_digits()
     train_x, test_x, train_y, test_y = train_test_split(
         scans.images, scans.target, test_size=0.2, stratify=scans.target, random_state=seed
@@ -213,4 +217,37 @@ def ensure_digits(root: str | Path) -> None:
         raise FileExistsError(
             f"{root} exists but does not hold the digit scenes of this version of mmnetaug: remove that folder (they "
             "are written again at the next start), or set another data_root."
+        )
+
+
+@DATASETS.register_module()
+class DigitScenes(VOCLayoutDataset):
+    """Handwritten digits on textured 160x160 scenes, written to ``data_root`` at first use.
+
+    Args:
+        data_root: Folder of the scenes; created when absent.
+        split: ``'train'`` (1500 scenes) or ``'test'`` (300, of other scans).
+        **kwargs: See ``mmdet.XMLDataset``.
+
+    Raises:
+        FileExistsError: ``data_root`` holds something else.
+    """
+
+    METAINFO = {  # noqa: RUF012 (how MMEngine's datasets declare it)
+        "classes": tuple("0123456789"),
+        "palette": [
+            (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
+            (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
+        ],
+    }  # fmt: skip
+
+    def __init__(self, data_root: str = "data/digits", split: str = "train", **kwargs) -> None:
+        if split not in SCENES:
+            raise ValueError(f"split must be one of {', '.join(SCENES)}, not {split!r}.")
+        ensure_digits(data_root)
+        super().__init__(
+            data_root=str(data_root),
+            ann_file=f"ImageSets/Main/{split}.txt",
+            data_prefix=dict(sub_data_root=""),
+            **kwargs,
         )
