@@ -22,12 +22,6 @@ from .input_size import set_input_size
 from .load import require_test_data
 from .preflight import check_classes, check_weights
 
-# names of the switch and the folder of each visualisation hook
-DRAW_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "DetVisualizationHook": dict(switch="draw", folder="test_out_dir", rest={}),
-    "VisualizationHook": dict(switch="enable", folder="out_dir", rest=dict(interval=1)),
-}
-
 
 def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Checks the checkpoint and the data, then evaluates; returns the figures."""
@@ -71,12 +65,13 @@ def test(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Enables the visualisation hook of the config."""
     hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
-    arguments = DRAW_ARGUMENTS.get(type_name(hook))
-    if arguments is None:
-        raise UserError(f"--show-dir needs default_hooks.visualization to be one of {', '.join(DRAW_ARGUMENTS)}")
-    hook[arguments["switch"]] = True
-    hook[arguments["folder"]] = str(Path(folder).resolve())  # mmdet repeats a relative path for every image
-    hook.update(arguments["rest"])
+    folder = str(Path(folder).resolve())  # mmdet repeats a relative path for every image
+    if type_name(hook) == "DetVisualizationHook":
+        hook.update(draw=True, test_out_dir=folder)
+    elif type_name(hook) == "VisualizationHook":
+        hook.update(enable=True, out_dir=folder, interval=1)
+    else:
+        raise UserError("--show-dir needs a DetVisualizationHook or VisualizationHook as default_hooks.visualization")
 
 
 def dump_predictions(cfg: Config, path: str) -> None:

@@ -52,9 +52,7 @@ class NetAugScheduleHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Raises TypeError without a NetAug optimizer wrapper, ValueError if the training has no epochs to count."""
-        if self.by_epoch and max(self.width_until or 0, self.expand_until or 0) >= 1:
-            _check_epochs(runner, "NetAugScheduleHook")
-        _check_netaug(runner, "NetAugScheduleHook")
+        _check(runner, self, self.by_epoch and max(self.width_until or 0, self.expand_until or 0) >= 1)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the wrapper's switches for this iteration."""
@@ -91,9 +89,7 @@ class ChannelSortHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Raises TypeError without a NetAug optimizer wrapper, ValueError if the training has no epochs to count."""
-        if self.by_epoch:
-            _check_epochs(runner, "ChannelSortHook")
-        _check_netaug(runner, "ChannelSortHook")
+        _check(runner, self, self.by_epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sorts if it is due, or in the next iteration that starts a new accumulation of gradients."""
@@ -275,15 +271,13 @@ def _tiny_checkpoint(runner: Runner, path: Path) -> dict[str, Any]:
     return {"state_dict": base_state_dict(model, checkpoint["state_dict"]), "meta": meta}
 
 
-def _check_epochs(runner: Runner, hook: str) -> None:
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        raise ValueError(f"this training has no epochs for {hook} to count: set its by_epoch=False")
-
-
-def _check_netaug(runner: Runner, hook: str) -> None:
+def _check(runner: Runner, hook: Hook, counts_epochs: bool) -> None:
+    name = type(hook).__name__
+    if counts_epochs and isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise ValueError(f"this training has no epochs for {name} to count: set its by_epoch=False")
     if not isinstance(runner.optim_wrapper, NetAugOptimWrapper):
         raise TypeError(
-            f"{hook} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
+            f"{name} is for NetAug, but optim_wrapper is a {type(runner.optim_wrapper).__name__}: set "
             "optim_wrapper.type='mmnetaug.NetAugOptimWrapper' or leave the hook out"
         )
 
