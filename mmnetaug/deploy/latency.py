@@ -60,36 +60,25 @@ def measure_latency(
     try:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(torch.inference_mode())
-            runs: dict[str, Run] = {"latency_ms": functools.partial(_timed, lambda: tensor_forward(model, tensor))}
+            infer = torch.inference_mode()(tensor_forward)
+            runs: dict[str, Run] = {"latency_ms": functools.partial(_timed, functools.partial(infer, model, tensor))}
+            exported, quantized = folder / "float32.onnx", folder / "int8.onnx"
             try:
-                for name, network in _onnx_networks(model, image, folder).items():
+                export_onnx(model, input_shape, exported)
+                quantize_onnx(exported, [image], quantized)  # the ranges do not matter to the speed
+                for name, network in ("onnx_ms", OnnxNetwork(exported)), ("onnx_int8_ms", OnnxNetwork(quantized)):
                     runs[name] = functools.partial(_timed, functools.partial(network, image))
             except UserError as error:
                 print(f"latency in ONNX Runtime is not measured: {error}", file=sys.stderr)
             if tflite_python:
-                for name, path in _tflite_files(tflite_python, model, image, folder).items():
+                files = {"litert_ms": folder / "float32.tflite", "litert_int8_ms": folder / "int8.tflite"}
+                convert_tflite(tflite_python, model, input_shape, [image], *files.values())
+                for name, path in files.items():
                     litert = stack.enter_context(TFLiteNetwork(tflite_python, path))
                     runs[name] = functools.partial(litert.timed, image)
             return _medians(runs)
     finally:
         torch.set_num_threads(threads)
-
-
-@torch.inference_mode(False)
-def _onnx_networks(model: nn.Module, image: np.ndarray, folder: Path) -> dict[str, OnnxNetwork]:
-    """The model in ONNX Runtime. One random image calibrates int8: the ranges do not matter to the speed."""
-    exported, quantized = folder / "float32.onnx", folder / "int8.onnx"
-    export_onnx(model, image.shape, exported)
-    quantize_onnx(exported, [image], quantized)
-    return {"onnx_ms": OnnxNetwork(exported), "onnx_int8_ms": OnnxNetwork(quantized)}
-
-
-@torch.inference_mode(False)
-def _tflite_files(python: str, model: nn.Module, image: np.ndarray, folder: Path) -> dict[str, Path]:
-    files = {"litert_ms": folder / "float32.tflite", "litert_int8_ms": folder / "int8.tflite"}
-    convert_tflite(python, model, image.shape, [image], *files.values())
-    return files
 
 
 def _timed(call: Callable[[], Sequence]) -> tuple[Sequence, float]:

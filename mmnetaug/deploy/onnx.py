@@ -92,13 +92,11 @@ def quantize_onnx(source: Path, images: Iterable[np.ndarray], path: Path) -> Non
         )
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.images = iter(images)
+        inputs = ({"image": image} for image in images)
 
+        class Reader(CalibrationDataReader):
             def get_next(self) -> dict[str, np.ndarray] | None:
-                image = next(self.images, None)
-                return None if image is None else {"image": image}
+                return next(inputs, None)
 
         prepared = path.with_name(f"{path.name}.prepared")
         try:
