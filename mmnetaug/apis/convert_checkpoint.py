@@ -7,8 +7,6 @@ import copy
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
-from torch import nn
 
 from mmnetaug.checkpoint import read_checkpoint
 from mmnetaug.config import iter_heads, without_netaug
@@ -18,7 +16,7 @@ from mmnetaug.files import replaced_when_done
 from mmnetaug.models.convert_weights import convert_classifier
 from mmnetaug.models.tensor_mode import tensor_forward
 
-from .build import reported_as_user_error
+from .build import build_model
 from .load import load_config
 
 IMAGE_SHAPE = (3, 64, 64)  # that networks are traced with; any would do
@@ -27,15 +25,18 @@ IMAGE_SHAPE = (3, 64, 64)  # that networks are traced with; any would do
 def convert_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
     """Convert the checkpoint for the config's plain network and write it."""
     checkpoint = read_checkpoint(args.checkpoint, args.trust_checkpoint)
-    if not cfg.get("model"):
-        raise UserError(f"{args.config} has no model")
-    init_default_scope(cfg.get("default_scope") or "mmpretrain")
-    wide_config = cfg.model if args.cut_from is None else wider(cfg.model, args.cut_from)
-    for ours, theirs in zip(iter_heads(cfg.model), iter_heads(wide_config), strict=False):
-        ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
-    model = build(cfg.model)
-    wide = model if wide_config is cfg.model else build(wide_config)
-    needs = args.config if wide is model else f"the network of --cut-from {args.cut_from}"
+    cfg.model, cfg.default_scope = without_netaug(cfg.get("model")), cfg.get("default_scope") or "mmpretrain"
+    torch.manual_seed(0)  # of channels that theirs lacks
+    if args.cut_from is None:
+        model = wide = build_model(cfg)
+        needs = args.config
+    else:
+        wide_cfg = copy.deepcopy(cfg)
+        wide_cfg.model = wider(cfg.model, args.cut_from)
+        for ours, theirs in zip(iter_heads(cfg.model), iter_heads(wide_cfg.model), strict=False):
+            ours["num_classes"] = theirs["num_classes"]  # configs of one's own data are filled in for each run
+        model, wide = build_model(cfg), build_model(wide_cfg)
+        needs = f"the network of --cut-from {args.cut_from}"
     try:
         state = convert_classifier(checkpoint, wide)
     except CheckpointError as error:
@@ -70,16 +71,9 @@ def wider(model: ConfigDict, cut_from: str) -> ConfigDict:
         wide = load_config(argparse.Namespace(config=cut_from, cfg_options=None)).get("model")
         if not wide:
             raise UserError(f"{cut_from} has no model") from None
-        return wide
-    wide = copy.deepcopy(without_netaug(model))
+        return without_netaug(wide)
+    wide = copy.deepcopy(model)
     if "in_channels" in (wide.get("neck") or {}):
         raise UserError("a detector's neck depends on the width: give the wide detector's config as --cut-from")
     wide.backbone.widen_factor = width
     return wide
-
-
-def build(model: ConfigDict) -> nn.Module:
-    """The plain network of a config."""
-    torch.manual_seed(0)  # of channels that theirs lacks
-    with reported_as_user_error("this config's network cannot be built"):
-        return MODELS.build(copy.deepcopy(without_netaug(model)))
