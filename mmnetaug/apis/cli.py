@@ -269,15 +269,15 @@ def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterabl
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Checks that the files exist which a command line names.
+    """Checks that the files exist which a command line names; ``args.inputs`` becomes a list of their paths.
 
     Raises:
         UserError: One does not.
     """
     for config in named_configs(args):
         find_config(config)
-    for item in getattr(args, "inputs", []):
-        find_inputs(item)
+    if hasattr(args, "inputs"):
+        args.inputs = [path for item in args.inputs for path in find_inputs(item)]
     given = [getattr(args, "checkpoint", None), *(model[2] for model in getattr(args, "model", []) if len(model) > 2)]
     given += [path for path in [getattr(args, "resume", None)] if path != AUTO]
     for path in filter(None, given):

@@ -32,7 +32,7 @@ from mmnetaug.terminal import progress
 from mmnetaug.visualization import detection_visualizer, draw_detections
 
 from .build import build_model, without_teacher
-from .cli import EXPORTED, VIDEOS, find_inputs, is_camera
+from .cli import EXPORTED, VIDEOS, is_camera
 from .evaluation import running_exported
 from .input_size import set_input_size
 from .load import require_test_data
@@ -41,44 +41,36 @@ from .preflight import check_classes, check_weights
 
 def predict(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Predicts every input; returns the number of images and the inputs that failed."""
-    paths = [path for item in args.inputs for path in find_inputs(item)]
     require_test_data(cfg, args.config)
     if args.size:
         set_input_size(cfg, args.size, ("test",))
     init_default_scope(cfg.get("default_scope") or "mmdet")
-    with contextlib.ExitStack() as stack:
-        return predict_inputs(args, cfg, paths, *open_network(args, cfg, stack))
-
-
-def predict_inputs(
-    args: argparse.Namespace, cfg: Config, paths: list[Path], model: nn.Module, classes: list[str]
-) -> dict[str, Any]:
-    """Predicts every input by a network whose classes have these names."""
     out = Path(args.out_dir)
-    transforms = first_pipeline(cfg.test_dataloader.dataset) or []
-    # images are read here and have no annotations
-    pipeline = Compose([step for step in transforms if type_name(step) not in ("LoadImageFromFile", "LoadAnnotations")])
-    results = Results(classes, is_detector(model), args.score_thr)
-    bar = progress("predicting, images", sum(map(count_images, paths)))
+    with contextlib.ExitStack() as stack:
+        model, classes = open_network(args, cfg, stack)
+        results = Results(classes, is_detector(model), args.score_thr)
+        # images are read here and have no annotations
+        transforms = first_pipeline(cfg.test_dataloader.dataset) or []
+        unused = ("LoadImageFromFile", "LoadAnnotations")
+        pipeline = Compose([step for step in transforms if type_name(step) not in unused])
+        bar = stack.enter_context(progress("predicting, images", sum(map(count_images, args.inputs))))
 
-    def draw(image: np.ndarray, file: str) -> np.ndarray:
-        picture = results.add(infer(model, pipeline, image, file, len(results.images) + 1), image, file)
-        bar.update()
-        return picture
-
-    for number, path in enumerate(paths, 1):
-        try:
-            if is_camera(path) or path.suffix.lower() in VIDEOS:
-                draw_video(path, out / f"{number:06}_{path.stem}.mp4", draw)
-            else:
-                image = read_image(path)
-                with replaced_when_done(out / f"{number:06}_{path.stem}.png") as temporary:
-                    mmcv.imwrite(draw(image, str(path)), str(temporary))
-        except UnreadableError as error:
-            print(f"error: {path} cannot be read: {error}", file=sys.stderr)
-            args.failed.append(str(path))
+        def draw(image: np.ndarray, file: str) -> np.ndarray:
+            picture = results.add(infer(model, pipeline, image, file, len(results.images) + 1), image, file)
             bar.update()
-    bar.close()
+            return picture
+
+        for number, path in enumerate(args.inputs, 1):
+            try:
+                if is_camera(path) or path.suffix.lower() in VIDEOS:
+                    draw_video(path, out / f"{number:06}_{path.stem}.mp4", draw)
+                else:
+                    image = read_image(path)
+                    with replaced_when_done(out / f"{number:06}_{path.stem}.png") as temporary:
+                        mmcv.imwrite(draw(image, str(path)), str(temporary))
+            except UnreadableError as error:
+                print(f"error: {path} cannot be read: {error}", file=sys.stderr)
+                args.failed.append(str(path))
     results.write(out)
     print(f"{len(results.images)} images predicted, {len(args.failed)} files not readable; results in {out}")
     return {"images": len(results.images), "failed": args.failed, "out_dir": str(out)}
