@@ -82,17 +82,10 @@ def Distilled(
 class DistillationMixin(nn.Module):
     """What :func:`Distilled` adds to a model's class; it comes before that."""
 
-    def set_teacher(self, teacher: nn.Module, renormalize: bool, divergence: OutputDivergence, weight: float) -> None:
-        """Sets the teacher and the loss.
-
-        Args:
-            teacher: Frozen and in evaluation mode.
-            renormalize: Whether it reads images normalised by its own data preprocessor.
-            divergence: Of the student's outputs from the teacher's.
-            weight: Weight of the divergence.
-        """
+    def set_teacher(self, teacher: nn.Module, renormalizes: bool, divergence: OutputDivergence, weight: float) -> None:
+        """Sets the teacher, whether it reads images normalised by its own data preprocessor, and the loss."""
         self._teacher = (teacher,)  # in a tuple, so that nn.Module does not register it
-        self._renormalizes, self._divergence, self._kd_weight = renormalize, divergence, weight
+        self._renormalizes, self._divergence, self._kd_weight = renormalizes, divergence, weight
         self._seen: tuple[Tensor, Outputs] | None = None  # the last batch, copied, and the teacher's outputs
 
     @property
@@ -128,7 +121,8 @@ class DistillationMixin(nn.Module):
         if "loss" in losses:  # MMEngine's name for the total in the log
             losses["loss_cls"] = losses.pop("loss")
         student, teacher = self._divergence.take(), self._teacher_outputs(inputs)
-        comparable = {n: outputs for n, outputs in student.items() if _shapes(outputs) == _shapes(teacher.get(n, ()))}
+        shapes = [{n: [one.shape for one in outputs] for n, outputs in of.items()} for of in (student, teacher)]
+        comparable = {n: outputs for n, outputs in student.items() if shapes[0][n] == shapes[1].get(n)}
         losses["loss_kd"] = self._kd_weight * self._divergence.between(comparable, teacher)
         return losses
 
@@ -172,10 +166,6 @@ def _teacher_config(config: dict | str) -> tuple[dict, str | None]:
     if not cfg.get("model"):
         raise ValueError(f"the teacher's config {config} has no model")
     return with_preprocessor(without_netaug(cfg.model), cfg.get("data_preprocessor")), cfg.get("default_scope")
-
-
-def _shapes(outputs: tuple[Tensor, ...]) -> list[torch.Size]:
-    return [output.shape for output in outputs]
 
 
 def _flips_channels(preprocessor: nn.Module) -> bool:
