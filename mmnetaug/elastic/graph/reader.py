@@ -125,13 +125,15 @@ class Reader:
             self.channels.hold(a or b, "meets a fixed number of channels")
         return a or b
 
-    def made(self, weight: Value, dim: int) -> Layout:
-        """The output channels of a weight."""
-        if dim in weight.dims:
-            return weight.dims[dim]
-        made = self.channels.new(weight.shape[dim])
-        many = weight.shape[dim] > 1
-        self.channels.hold(made, "made by a weight that is computed, not stored" if many else "a single channel")
+    def made(self, weight: Value, dim: int, bias: Value | None = None) -> Layout:
+        """The output channels of a weight, joined with those of the bias."""
+        made = weight.dims.get(dim)
+        if made is None:
+            made = self.channels.new(weight.shape[dim])
+            many = weight.shape[dim] > 1
+            self.channels.hold(made, "made by a weight that is computed, not stored" if many else "a single channel")
+        if bias is not None:
+            self.join(made, bias.dims.get(0))
         return made
 
     def owner(self, weight: Value) -> str:

@@ -43,7 +43,7 @@ def convolution(
     if settings and isinstance(settings[-1], int) and len(settings) >= 4:
         groups = settings[3]
     channel = 1 if len(x.shape) == len(w.shape) else 0
-    read, made = x.dims.get(channel), reader.made(w, 0)
+    read, made = x.dims.get(channel), reader.made(w, 0, bias)
     for dim in x.dims.keys() - {channel}:
         reader.channels.hold(x.dims[dim], "lie along the space of a convolution")
     if groups == 1:
@@ -65,8 +65,6 @@ def convolution(
         reader.note_producer(w, 1, read, made, x.pooled)
         reader.join(reader.equal_parts(read, groups)[0], w.dims[1])
         reader.equal_parts(made, groups)
-    if bias is not None:
-        reader.join(made, bias.dims.get(0))
     return Value(out.shape, {channel: made}, pooled=x.pooled)
 
 
@@ -77,20 +75,16 @@ def transposed_convolution(
     groups = settings[3] if len(settings) > 3 else 1
     if groups != 1:
         raise NotUnderstood("a grouped transposed convolution")
-    made = reader.made(w, 1)
+    made = reader.made(w, 1, bias)
     reader.note_producer(w, 0, reader.join(x.dims.get(1), w.dims.get(0)), made, x.pooled)
-    if bias is not None:
-        reader.join(made, bias.dims.get(0))
     return Value(out.shape, {1: made})
 
 
 @register_rule("linear")
 def linear(reader: Reader, out: Value, x: Value, w: Value, bias: Value | None = None) -> Value:
     last = len(x.shape) - 1
-    made = reader.made(w, 0)
+    made = reader.made(w, 0, bias)
     reader.note_producer(w, 1, reader.join(x.dims.get(last), w.dims.get(1)), made, x.pooled)
-    if bias is not None:
-        reader.join(made, bias.dims.get(0))
     return Value(out.shape, {**x.dims, last: made}, pooled=x.pooled)
 
 
