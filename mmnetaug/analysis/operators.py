@@ -93,9 +93,13 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         image = torch.empty(input_shape, device=device)
         counter = stack.enter_context(FlopCounterMode(display=False))
-        recorder = stack.enter_context(_Recorder(model, counter, image))
-        for hook in recorder.hooks:
-            stack.callback(hook.remove)
+        recorder = stack.enter_context(_Recorder(counter, image))
+        for name, module in model.named_modules():
+            if name:
+                enter = module.register_forward_pre_hook(lambda *_, name=name: recorder.layers.append(name))
+                leave = module.register_forward_hook(lambda *_: recorder.layers.pop() and None)
+                stack.callback(enter.remove)
+                stack.callback(leave.remove)
         try:
             outputs = tensor_forward(model, image)
         except Exception as error:
@@ -111,7 +115,7 @@ def record(model: nn.Module, input_shape: tuple[int, int, int, int]) -> Recordin
 class _Recorder(TorchDispatchMode):
     """Records every operator before it reaches the counter."""
 
-    def __init__(self, model: nn.Module, counter: FlopCounterMode, image: Tensor) -> None:
+    def __init__(self, counter: FlopCounterMode, image: Tensor) -> None:
         super().__init__()
         self.operators: list[Operator] = []
         self.counter = counter
@@ -119,11 +123,6 @@ class _Recorder(TorchDispatchMode):
         self.kept = [image]
         self.layers = [""]
         self.paddings: dict[int, tuple[Tensor, list[int]]] = {}  # input and padding, by identity of the result
-        self.hooks = []
-        for name, module in model.named_modules():
-            if name:
-                self.hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.layers.append(name)))
-                self.hooks.append(module.register_forward_hook(lambda *_: self.layers.pop() and None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         before = self.counter.get_total_flops()
@@ -165,7 +164,7 @@ class _Recorder(TorchDispatchMode):
             return False
         source, sides = self.paddings[id(x)]
         around = [(sides + [0] * 4)[2:4], (sides + [0] * 4)[:2]]  # the last dimension comes first
-        return len(self.paddings[id(x)][1]) <= 4 and all(
+        return len(sides) <= 4 and all(
             side == _same_sides(*sizes)
             for side, *sizes in zip(around, source.shape[2:], weight.shape[2:], strides, dilation, strict=True)
         )

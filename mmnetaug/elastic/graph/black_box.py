@@ -135,11 +135,8 @@ def _record(modules: list[nn.Module], run: Callable[[], Any]) -> Boxes:
         results = pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), outputs)
         boxes.setdefault(module, []).append(results)
 
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for module in modules:
+            hooks.callback(module.register_forward_hook(keep).remove)
+        run()
     return boxes
