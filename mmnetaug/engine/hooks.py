@@ -173,10 +173,7 @@ class TinyCheckpointHook(CheckpointHook):
         if getattr(runner.optim_wrapper, "_other_gradients", None):  # of the augmented passes
             waiting["other"] = runner.optim_wrapper._other_gradients
         if any(gradient is not None for gradients in waiting.values() for gradient in gradients):
-            checkpoint["accumulated_gradients"] = {
-                name: [None if gradient is None else gradient.cpu() for gradient in gradients]
-                for name, gradients in waiting.items()
-            }
+            checkpoint["accumulated_gradients"] = waiting
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keeps accumulated gradients until the optimizer is built."""
