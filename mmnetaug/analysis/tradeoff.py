@@ -46,48 +46,40 @@ class Saving:
 
     Attributes:
         low, high: The range of accuracies in which both were measured and the saving is defined.
-        accuracies: Accuracies in this range, ascending.
-        fractions: The fraction of the reference's MACs that is saved at each of them; negative if more are needed.
-        at_best: The saving at ``high``.
-        largest, largest_at: The largest saving and its accuracy.
+        fractions: The fraction of the reference's MACs that is saved at accuracies spaced evenly in this range,
+            ascending; negative if more are needed.
     """
 
     low: float
     high: float
-    accuracies: tuple[float, ...]
     fractions: tuple[float, ...]
 
     @property
     def at_best(self) -> float:
+        """The saving at ``high``."""
         return self.fractions[-1]
-
-    @property
-    def largest(self) -> float:
-        return max(self.fractions)
-
-    @property
-    def largest_at(self) -> float:
-        return self.accuracies[int(np.argmax(self.fractions))]
 
     def figures(self) -> dict[str, Any]:
         """The saving as plain values, for JSON."""
+        largest = int(np.argmax(self.fractions))
         return {
             "defined_from": self.low,
             "defined_to": self.high,
             "at_best": self.at_best,
-            "largest": self.largest,
-            "largest_at": self.largest_at,
+            "largest": self.fractions[largest],
+            "largest_at": float(np.linspace(self.low, self.high, len(self.fractions))[largest]),
             "mean": float(np.mean(self.fractions)),
         }
 
     def __str__(self) -> str:
+        figures = self.figures()
         span = f"defined from {self.low:.3f} to {self.high:.3f}, where both were measured"
-        if self.largest <= 0:
-            return f"saves no MACs at any accuracy: it needs {abs(self.largest):.0%} more at the least ({span})"
+        if figures["largest"] <= 0:
+            return f"saves no MACs at any accuracy: it needs {abs(figures['largest']):.0%} more at the least ({span})"
         best = f"{self.at_best:.0%} fewer" if self.at_best >= 0 else f"{-self.at_best:.0%} more"
         return (
-            f"{best} MACs at {self.high:.3f}, at the most {self.largest:.0%} fewer at {self.largest_at:.3f}, "
-            f"{np.mean(self.fractions):.0%} saved on average ({span})"
+            f"{best} MACs at {self.high:.3f}, at the most {figures['largest']:.0%} fewer at "
+            f"{figures['largest_at']:.3f}, {figures['mean']:.0%} saved on average ({span})"
         )
 
 
@@ -124,7 +116,7 @@ def macs_saved(reference: Sequence[Point], other: Sequence[Point], samples: int 
     accuracies = np.linspace(low, high, samples)
     accuracies[-1] = high
     fractions = 1 - macs_at(other, accuracies) / macs_at(reference, accuracies)
-    return Saving(low, high, tuple(accuracies.tolist()), tuple(fractions.tolist()))
+    return Saving(low, high, tuple(fractions.tolist()))
 
 
 def plot_tradeoff(curves: Mapping[str, Sequence[Point]], metric: str, path: str | Path, title: str = "") -> None:
