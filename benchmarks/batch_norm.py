@@ -28,7 +28,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmnetaug.apis.cli import run_tool
-from mmnetaug.checkpoint import load_tensors  # registers everything too; before mmpretrain, which imports torchvision
+from mmnetaug.checkpoint import read_checkpoint  # registers everything; before mmpretrain, which imports torchvision
 
 from mmpretrain.engine.hooks.precise_bn_hook import update_bn_stats  # isort: skip
 
@@ -66,7 +66,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work_dir:
         config.work_dir = work_dir
         runner = Runner.from_cfg(config)
-        state = load_tensors(args.checkpoint)["state_dict"]
+        state = read_checkpoint(args.checkpoint)["state_dict"]
         runner.model.load_state_dict(state, strict=True)
         as_is, kept, metric = measure(runner)
         print(f"as trained: {as_is:.4f}", flush=True)

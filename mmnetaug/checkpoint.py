@@ -40,61 +40,44 @@ _PICKLED = (
 )
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Loads a checkpoint of tensors and plain types onto the CPU; rejects files that would run code.
-
-    Args:
-        path: File written by ``torch.save``.
-
-    Returns:
-        A state dict, or a dict that holds one under ``"state_dict"``.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, not a checkpoint, or holds other objects.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (  # the unpickler interprets any bytes as instructions
-        *(pickle.UnpicklingError, RuntimeError, EOFError, struct.error),
-        *(KeyError, IndexError, ValueError, TypeError, AttributeError),
-    ) as error:
-        if isinstance(error, pickle.UnpicklingError) and _is_torch_file(path):
-            raise CheckpointError(_PICKLED.format(path)) from error
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint at all: copy it again"
-        ) from error
-    return _checked(checkpoint, path)
-
-
-def _checked(checkpoint: Any, path: str | Path) -> dict[str, Any]:
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
-    return checkpoint
-
-
-def read_checkpoint(path: str, trusted: bool) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], trusted: bool = False) -> dict[str, Any]:
     """Loads a checkpoint onto the CPU, restricted to tensors and plain types unless it is trusted.
 
     Args:
         path: A file, or a URL or name that MMEngine can download from.
         trusted: Whether it may hold any pickle.
 
+    Returns:
+        A state dict, or a dict that holds one under ``"state_dict"``.
+
     Raises:
-        CheckpointError: It cannot be read, or it holds other objects and is not trusted.
+        CheckpointError: It is missing, damaged or no checkpoint, or it holds other objects and is not trusted.
     """
-    if is_local(path) and not trusted:
-        return load_tensors(path)
+    file, local = Path(path).expanduser(), is_local(str(path))
+    if local and not file.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
     try:
-        with unpickling(trusted):
-            checkpoint = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_PICKLED.format(path)) from error
-    except (OSError, RuntimeError, KeyError, ImportError) as error:  # KeyError: a misspelt name after torchvision://
+        if local and not trusted:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            with unpickling(trusted):
+                checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+    except CheckpointError:  # of ReadOnce
+        raise
+    except (  # the unpickler interprets any bytes as instructions
+        *(pickle.UnpicklingError, OSError, RuntimeError, EOFError, struct.error, ImportError),
+        *(LookupError, ValueError, TypeError, AttributeError),  # KeyError: a misspelt name after torchvision://, too
+    ) as error:
+        if isinstance(error, pickle.UnpicklingError) and not (local and not _is_torch_file(file)):
+            raise CheckpointError(_PICKLED.format(path)) from error
+        if local and not isinstance(error, OSError | ImportError):
+            raise CheckpointError(
+                f"{path} ({file.stat().st_size} bytes) is damaged, cut short or no checkpoint at all: copy it again"
+            ) from error
         raise CheckpointError(f"checkpoint {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    return _checked(checkpoint, path)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict of weights)")
+    return checkpoint
 
 
 class ReadOnce(contextlib.AbstractContextManager):

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmnetaug.checkpoint import ReadOnce, load_tensors, read_checkpoint, unpickling
+from mmnetaug.checkpoint import ReadOnce, read_checkpoint, unpickling
 from mmnetaug.errors import CheckpointError
 
 WEIGHTS = {"state_dict": {"conv.weight": torch.arange(12.0).reshape(3, 4)}, "meta": {"epoch": 3, "classes": ["1", "2"]}}
@@ -47,7 +47,7 @@ def training_checkpoint(tmp_path: Path) -> Path:
 def test_tensors_and_plain_types_load(tmp_path: Path, new_format: bool):
     path = tmp_path / "epoch_1_tiny.pth"
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=new_format)
-    loaded = load_tensors(path)
+    loaded = read_checkpoint(path)
     torch.testing.assert_close(loaded["state_dict"], WEIGHTS["state_dict"], rtol=0, atol=0)
     assert loaded["meta"] == WEIGHTS["meta"]
 
@@ -55,7 +55,7 @@ def test_tensors_and_plain_types_load(tmp_path: Path, new_format: bool):
 def test_exploit_is_refused(exploit):
     path, ran = exploit
     with pytest.raises(CheckpointError, match=r"pickled objects.*_tiny\.pth.*--trust-checkpoint"):
-        load_tensors(path)
+        read_checkpoint(path)
     assert not ran.exists()
     torch.load(path, weights_only=False)
     assert ran.exists()  # so the file was dangerous indeed
@@ -63,7 +63,7 @@ def test_exploit_is_refused(exploit):
 
 def test_training_checkpoint_is_refused_with_advice(training_checkpoint: Path):
     with pytest.raises(CheckpointError, match=r"_tiny\.pth.*--trust-checkpoint"):
-        load_tensors(training_checkpoint)
+        read_checkpoint(training_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +85,17 @@ def test_damaged_file_is_called_damaged(tmp_path: Path, damage, new_format: bool
     torch.save(WEIGHTS, path, _use_new_zipfile_serialization=new_format)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match="damaged"):
-        load_tensors(path)
+        read_checkpoint(path)
 
 
 def test_missing_file_folder_and_bare_tensor(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        load_tensors(tmp_path / "absent.pth")
+        read_checkpoint(tmp_path / "absent.pth")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        load_tensors(tmp_path)
+        read_checkpoint(tmp_path)
     torch.save(torch.ones(2), tmp_path / "tensor.pth")
     with pytest.raises(CheckpointError, match="holds a Tensor"):
-        load_tensors(tmp_path / "tensor.pth")
+        read_checkpoint(tmp_path / "tensor.pth")
 
 
 def load_with_mmengine(path: Path) -> dict:
