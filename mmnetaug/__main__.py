@@ -10,7 +10,6 @@ import argparse
 import ast
 import runpy
 import sys
-from pathlib import Path
 
 from mmnetaug.apis.cli import TOOLS
 
@@ -20,7 +19,8 @@ OF_THE_REPOSITORY = ("paper",)  # it writes the repository's own pages
 def main() -> None:
     """Runs the tool named first on the command line with the arguments that follow."""
     tools = {path.stem: path for path in sorted(TOOLS.glob("*.py")) if path.stem not in OF_THE_REPOSITORY}
-    lines = [f"  {name:20} {_first_line(path)}" for name, path in tools.items()]
+    docs = {name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for name, path in tools.items()}
+    lines = [f"  {name:20} {doc.splitlines()[0]}" for name, doc in docs.items()]
     parser = argparse.ArgumentParser(
         prog="mmnetaug",
         description=__doc__.splitlines()[0],
@@ -32,10 +32,6 @@ def main() -> None:
     args = parser.parse_args()
     sys.argv = [f"mmnetaug {args.tool}", *args.arguments]
     runpy.run_path(str(tools[args.tool]), run_name="__main__")
-
-
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

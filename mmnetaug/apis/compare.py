@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import Dataset
 
 from mmnetaug.datasets import check_data, fill_config
@@ -56,9 +55,7 @@ def compare(args: argparse.Namespace, *configs: Config) -> None:
 def test_data(cfg: Config, indices: list[int]) -> Dataset:
     """Builds the test data set of a config, and checks that it has these images."""
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    dataset = Runner.build_dataloader(
-        dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
-    ).dataset
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
     if absent := [index for index in indices if not 0 <= index < len(dataset)]:
         raise UserError(f"--images go from 0 to {len(dataset) - 1}, got {absent[0]}")
     return dataset

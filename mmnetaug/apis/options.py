@@ -78,7 +78,8 @@ def _misspelt(value: Any, path: str, scope: str, built: tuple[Callable, ...] = (
     if built:
         known = CONSUMED.union(*map(_parameters, built)) | (LOADER if DataLoader in built else set())
         for name, near in near_misses(value, known):
-            yield f"{path}.{name} is no option of {_name(built[0])}: did you mean {near}?"
+            kind = getattr(built[0], "__name__", type(built[0]).__name__)
+            yield f"{path}.{name} is no option of {kind}: did you mean {near}?"
     for name, item in value.items():
         yield from _misspelt(item, f"{path}.{name}", scope)
 
@@ -96,10 +97,6 @@ def _find(kind: Any, scope: str) -> tuple[Callable, ...]:
         registry.import_from_location()
         found += [at.module_dict[name] for at in dict.fromkeys((registry, root)) if name in at.module_dict]
     return tuple(found)
-
-
-def _name(kind: Callable) -> str:
-    return getattr(kind, "__name__", type(kind).__name__)
 
 
 def _parameters(kind: Callable) -> set[str]:

@@ -53,7 +53,10 @@ def predict(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         transforms = first_pipeline(cfg.test_dataloader.dataset) or []
         unused = ("LoadImageFromFile", "LoadAnnotations")
         pipeline = Compose([step for step in transforms if type_name(step) not in unused])
-        bar = stack.enter_context(progress("predicting, images", sum(map(count_images, args.inputs))))
+        films = [path for path in args.inputs if path.suffix.lower() in VIDEOS]
+        frames = [max(1, mmcv.VideoReader(str(path)).frame_cnt) for path in films]  # as their headers say
+        total = len(args.inputs) - len(films) + sum(frames)
+        bar = stack.enter_context(progress("predicting, images", total))
 
         def draw(image: np.ndarray, file: str) -> np.ndarray:
             picture = results.add(infer(model, pipeline, image, file, len(results.images) + 1), image, file)
@@ -89,11 +92,6 @@ def read_image(path: Path) -> np.ndarray:
     if image is None:
         raise UnreadableError("it is no image that OpenCV can read")
     return image
-
-
-def count_images(path: Path) -> int:
-    """The number of frames of a video, as its header says; 1 for an image or a camera."""
-    return max(1, mmcv.VideoReader(str(path)).frame_cnt) if path.suffix.lower() in VIDEOS else 1
 
 
 def draw_video(path: Path, target: Path, draw: Callable[[np.ndarray, str], np.ndarray]) -> None:

@@ -104,7 +104,9 @@ class ChannelSortHook(Hook):
             return
         models = [unwrapped(runner.model)]
         models += [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
-        trained, *averages = [network for model in models for network in _student_and_average(model)]
+        if isinstance(models[0], SemiBaseDetector):
+            models = [network for model in models for network in (model.student, model.teacher)]
+        trained, *averages = models
         for name, module in trained.named_modules():
             if isinstance(getattr(module, "elastic", None), ElasticSpace):
                 copies = [average.get_submodule(name) for average in averages]
@@ -246,10 +248,6 @@ class TinyCheckpointHook(CheckpointHook):
                     temporary.write_bytes(written.getvalue())
         if isinstance(self.file_backend, AtomicBackend):
             self.file_backend.sweep()
-
-
-def _student_and_average(model: nn.Module) -> list[nn.Module]:
-    return [model.student, model.teacher] if isinstance(model, SemiBaseDetector) else [model]
 
 
 def _parameters(runner: Runner) -> list[nn.Parameter]:

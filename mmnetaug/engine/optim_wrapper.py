@@ -89,6 +89,7 @@ class NetAugOptimWrapper(OptimWrapper):
     # of MMEngine's wrapper, which is assigned here, too
     clip_grad_kwargs: dict[str, Any] | None
     _inner_count: int
+    loss_scaler: torch.amp.GradScaler | None = None  # of mixed precision
 
     def __init__(
         self,
@@ -340,8 +341,7 @@ class NetAugOptimWrapper(OptimWrapper):
 
     def _scales_losses(self) -> bool:
         """Whether a loss scaler is active, as in float16; it skips steps whose gradients are not finite."""
-        scaler = getattr(self, "loss_scaler", None)
-        return scaler is not None and scaler.is_enabled()
+        return self.loss_scaler is not None and self.loss_scaler.is_enabled()
 
     def _clip_each(self, settings: dict[str, Any]) -> Tensor | None:
         """Clips the gradients of the two passes separately and logs their norms.
@@ -349,8 +349,7 @@ class NetAugOptimWrapper(OptimWrapper):
         Returns:
             The norm of the augmented gradient before clipping; None when clipping by value.
         """
-        scaler = getattr(self, "loss_scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = 1.0 if self.loss_scaler is None else self.loss_scaler.get_scale()
         settings = {
             key: value * scale if key in ("max_norm", "clip_value") else value for key, value in settings.items()
         }
