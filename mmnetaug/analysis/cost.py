@@ -80,7 +80,12 @@ def find_input_shape(cfg: Config, model: nn.Module, size: tuple[int, int] | None
         ValueError: No transform of the pipeline sets a size.
     """
     preprocessor = getattr(model, "data_preprocessor", None)
-    height, width = size or _pipeline_size(cfg)
+    height, width = size or pipeline_size(cfg) or (0, 0)
+    if not height:
+        raise ValueError(
+            "the input size is not in this config: no transform of its test pipeline sets one (tools/describe.py "
+            "--size N counts at any)"
+        )
     if size is None:
         divisor = getattr(preprocessor, "pad_size_divisor", 1)
         height, width = (-(-n // divisor) * divisor for n in (height, width))
@@ -99,17 +104,12 @@ SIZE_ARGUMENTS = {
 }
 
 
-def _pipeline_size(cfg: Config) -> tuple[int, int]:
+def pipeline_size(cfg: Config) -> tuple[int, int] | None:
     """``(H, W)`` after the last transform of the test pipeline, or else validation pipeline, that sets a size."""
     size = None
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
     for transform in first_pipeline(loader.get("dataset") or {}) or []:
         value = transform.get(SIZE_ARGUMENTS.get(type_name(transform), ""))
         if value is not None:
-            size = (value, value) if isinstance(value, int) else tuple(value)
-    if size is None:
-        raise ValueError(
-            "the input size is not in this config: no transform of its test pipeline sets one (tools/describe.py "
-            "--size N counts at any)"
-        )
-    return size[1], size[0]
+            size = (value, value) if isinstance(value, int) else (value[1], value[0])
+    return size

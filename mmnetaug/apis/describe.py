@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmnetaug.analysis.cost import pipeline_size
 from mmnetaug.analysis.memory import kilobytes, measure_footprint
 from mmnetaug.config import without_netaug
 from mmnetaug.datasets import check_data, fill_config, find_unlisted
@@ -14,7 +15,7 @@ from mmnetaug.deploy.latency import RUNTIMES, measure_latency
 from mmnetaug.errors import DataError, UserError
 
 from .build import build_model, without_teacher
-from .input_size import set_input_size, sets_size
+from .input_size import set_input_size
 from .preflight import inspect_network
 
 
@@ -27,7 +28,7 @@ def describe(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         unlisted = find_unlisted(cfg)
     except DataError as error:  # a config can be described without its data
         problem = str(error)
-    if args.size and sets_size(cfg):
+    if args.size and pipeline_size(cfg):
         set_input_size(cfg, args.size, ("test",))
     cfg = without_teacher(cfg)
     model = build_model(cfg)

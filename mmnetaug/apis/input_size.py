@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 from torch.nn.functional import pad
 
-from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape
+from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape, pipeline_size
 from mmnetaug.config import type_name
 from mmnetaug.errors import UserError
 
@@ -42,8 +42,7 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
             f"take {max(size // divisor, 1) * divisor} or {(size // divisor + 1) * divisor}"
         )
     drawn = [augment for augment in preprocessor.get("batch_augments") or [] if "random_size_range" in augment]
-    tested = _transforms_with_size(cfg, "test")
-    tested_at = min(_edges(*tested[-1])) if tested else None
+    tested_at = pipeline_size(cfg)
     for split in splits:
         if not cfg.get(f"{split}_dataloader"):
             continue
@@ -55,7 +54,7 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
             if split != "train":
                 _keep_original_boxes(pipeline)
         multi_scale = split == "train" and drawn
-        ratio = size / (tested_at if multi_scale and tested_at else min(_edges(*found[-1])))
+        ratio = size / min(tested_at if multi_scale and tested_at else _edges(*found[-1]))
         for transform, key in found:
             scaled = tuple(round(edge * ratio) for edge in _edges(transform, key))
             if isinstance(transform[key], int):
@@ -105,11 +104,6 @@ def _edges(transform: dict, key: str) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def sets_size(cfg: Config) -> bool:
-    """Whether the test pipeline sets the input size; that of CIFAR-10 leaves images as they are."""
-    return bool(_transforms_with_size(cfg, "test"))
-
-
 def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
     """Shape ``(1, C, H, W)`` of the network's input, by the test pipeline or, if that sets no size, as for CIFAR-10,
     by the first test image.
@@ -119,7 +113,7 @@ def shape_of_images(cfg: Config, model: nn.Module) -> tuple[int, int, int, int]:
     """
     size = None
     with reported_as_user_error("the size of the input is unknown"):
-        if not sets_size(cfg):
+        if pipeline_size(cfg) is None:
             init_default_scope(cfg.get("default_scope") or "mmengine")
             size = tuple(DATASETS.build(copy.deepcopy(cfg.test_dataloader.dataset))[0]["inputs"].shape[-2:])
         return find_input_shape(cfg, model, size)
