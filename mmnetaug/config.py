@@ -41,6 +41,15 @@ def with_preprocessor(model: Mapping[str, Any], preprocessor: Mapping[str, Any] 
     return {"data_preprocessor": preprocessor, **model} if preprocessor else dict(model)
 
 
+def nested(config: Any) -> Iterator[dict]:
+    """Yields all dicts in a part of a config, itself first."""
+    if isinstance(config, dict):
+        yield config
+        config = list(config.values())
+    for value in config if isinstance(config, list | tuple) else ():
+        yield from nested(value)
+
+
 def iter_heads(model: dict) -> Iterator[dict]:
     """Yields the parts of a model's config whose ``num_classes`` follows the data."""
     if model.get("num_classes") is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from mmnetaug.analysis.cost import SIZE_ARGUMENTS, find_input_shape, pipeline_size
-from mmnetaug.config import type_name
+from mmnetaug.config import nested, type_name
 from mmnetaug.errors import UserError
 
 from .build import reported_as_user_error
@@ -49,7 +48,7 @@ def set_input_size(cfg: Config, size: int, splits: tuple[str, ...] = ("val", "te
         found = _transforms_with_size(cfg, split)
         if not found:
             raise UserError(f"no transform of the {split} pipeline sets a size, so it cannot be changed")
-        for pipeline in _pipelines(cfg[f"{split}_dataloader"].dataset):
+        for pipeline in _pipelines(cfg, split):
             _refuse_other_sizes(pipeline)
             if split != "train":
                 _keep_original_boxes(pipeline)
@@ -75,14 +74,6 @@ def _keep_original_boxes(pipeline: list[dict]) -> None:
     pipeline[:] = [step for step in pipeline[:-1] if step not in loading] + loading + [packing]
 
 
-def _pipelines(dataset: dict) -> Iterator[list[dict]]:
-    if dataset.get("pipeline"):
-        yield dataset["pipeline"]
-    for inner in [dataset.get("dataset"), *(dataset.get("datasets") or [])]:
-        if inner:
-            yield from _pipelines(inner)
-
-
 def _refuse_other_sizes(pipeline: list[dict]) -> None:
     for transform in reversed(pipeline):
         kind = type_name(transform)
@@ -92,9 +83,12 @@ def _refuse_other_sizes(pipeline: list[dict]) -> None:
             raise UserError(f"{kind} of the pipeline sets a size too, which cannot be changed: set it in the config")
 
 
+def _pipelines(cfg: Config, split: str) -> list[list[dict]]:
+    return [part["pipeline"] for part in nested(cfg.get(f"{split}_dataloader")) if part.get("pipeline")]
+
+
 def _transforms_with_size(cfg: Config, split: str) -> list[tuple[dict, str]]:
-    loader = cfg.get(f"{split}_dataloader")
-    transforms = [one for pipeline in _pipelines(loader.dataset) for one in pipeline] if loader else []
+    transforms = [one for pipeline in _pipelines(cfg, split) for one in pipeline]
     keyed = [(one, SIZE_ARGUMENTS.get(type_name(one), "")) for one in transforms]
     return [(one, key) for one, key in keyed if one.get(key) is not None]
 

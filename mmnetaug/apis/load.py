@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from mmnetaug.config import nested
 from mmnetaug.errors import UserError
 
 from .cli import SECTIONS, check_names, find_config
@@ -83,16 +82,6 @@ def require_test_data(cfg: Config, path: str) -> None:
 def starts_from(cfg: Config, resumed: str | None) -> list[str]:
     """Checkpoints that training by a config reads: ``load_from``, unless it is resumed, ``init_cfg``'s, a teacher's."""
     found = [] if resumed or not cfg.get("load_from") else [cfg.load_from]
-    return found + list(_pretrained(cfg.get("model")))
-
-
-def _pretrained(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if config.get("type") == "Pretrained" and config.get("checkpoint"):
-            yield config["checkpoint"]
-        if config.get("teacher_checkpoint"):
-            yield config["teacher_checkpoint"]
-        config = list(config.values())
-    if isinstance(config, list | tuple):
-        for value in config:
-            yield from _pretrained(value)
+    for part in nested(cfg.get("model")):
+        found.append(part.get("checkpoint") if part.get("type") == "Pretrained" else part.get("teacher_checkpoint"))
+    return list(filter(None, found))
