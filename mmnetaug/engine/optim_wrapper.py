@@ -125,6 +125,7 @@ class NetAugOptimWrapper(OptimWrapper):
                 raise ValueError(f"distill.weight must be above 0 and at most 1, got {self.distill_weight}")
             self.distillation = OutputDivergence(**settings)
         self.normalize, self.surgery = normalize, surgery
+        self._share_of_sum = 1 / (1 + alpha) if normalize else 1.0  # of each gradient
         self.width = self.expand = True
         self._model: nn.Module | None = None
         self._spaces: list[ElasticSpace] = []
@@ -176,7 +177,7 @@ class NetAugOptimWrapper(OptimWrapper):
                 loss = (1 - self.distill_weight) * loss + self.distill_weight * divergence
                 self.message_hub.update_scalar("train/loss_distill", divergence.item())
             if not augmented.skipped and not self._keeps_apart():
-                loss = loss * self._share_of_sum()
+                loss = loss * self._share_of_sum
         super().update_params(loss, step_kwargs, zero_kwargs)
 
     def step(self, **kwargs: Any) -> None:
@@ -235,10 +236,6 @@ class NetAugOptimWrapper(OptimWrapper):
         """Whether the two gradients are accumulated separately and added in the optimizer step."""
         return self._clips_apart() or self.surgery is not None
 
-    def _share_of_sum(self) -> float:
-        """Factor of each gradient in the sum."""
-        return 1 / (1 + self.alpha) if self.normalize else 1.0
-
     def _widths(self, space: ElasticSpace, iteration: int) -> list[int]:
         """Widths of this iteration's augmented network."""
         return space.sample(self.seed, iteration, self.width, self.expand)
@@ -274,7 +271,7 @@ class NetAugOptimWrapper(OptimWrapper):
             if not finite_on_all_ranks(loss):
                 self._count_skipped()
                 return _AugmentedPass(skipped=True)
-            weight = self.alpha if self._keeps_apart() else self.alpha * self._share_of_sum()
+            weight = self.alpha if self._keeps_apart() else self.alpha * self._share_of_sum
             # Inside of the contexts, since activation checkpointing recomputes at the sampled widths.
             with torch.autocast(loss.device.type, enabled=False):
                 self.backward(self.scale_loss(weight * loss))
@@ -332,12 +329,11 @@ class NetAugOptimWrapper(OptimWrapper):
         if self.surgery is not None:
             pairs = zip((parameter.grad for parameter in parameters), self._other_gradients, strict=True)
             remove_conflict([pair for pair in pairs if None not in pair], per_tensor=self.surgery == "tensor")
-        share = self._share_of_sum()
         for parameter, other in zip(parameters, self._other_gradients, strict=True):
             if other is not None:
                 parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
-            if share != 1 and parameter.grad is not None:
-                parameter.grad.mul_(share)
+            if self.normalize and parameter.grad is not None:
+                parameter.grad.mul_(self._share_of_sum)
 
     def _scales_losses(self) -> bool:
         """Whether a loss scaler is active, as in float16; it skips steps whose gradients are not finite."""
