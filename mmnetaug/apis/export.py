@@ -152,14 +152,12 @@ class Verifier:
         print(f"written: {path} ({path.stat().st_size / 1024:.0f} KB)")
 
     def _measure(self, name: str, run: RawOutputs) -> float:
+        arguments = (self.cfg, self.state, str(self.out / "log"), self.shape[2:])
         if self.reference is None:
-            self.metric, self.reference = self._evaluate(None)
+            self.metric, self.reference = evaluate(*arguments)
             self.figures[f"PyTorch {self.metric}"] = self.reference
             print(f"PyTorch: {self.metric} {self.reference:.4f}")
-        value = self._evaluate(run)[1]
+        value = evaluate(*arguments, run)[1]
         self.figures[f"{name} {self.metric}"] = value
         print(f"{name}: {self.metric} {value:.4f} ({value - self.reference:+.4f} against PyTorch)")
         return value
-
-    def _evaluate(self, run: RawOutputs | None) -> tuple[str, float]:
-        return evaluate(self.cfg, self.state, str(self.out / "log"), self.shape[2:], run)
