@@ -49,20 +49,18 @@ def first_images(model: nn.Module, args: tuple, kwargs: dict[str, Any], share: f
     Raises:
         TypeError: If no batch of images is passed as ``inputs``, MMEngine's name for it.
     """
-    names = list(inspect.signature(model.forward).parameters)[: len(args)]
-    positional = dict(zip(names, args, strict=True))
-    images = (positional | kwargs).get("inputs")
+    call = inspect.signature(model.forward).bind(*args, **kwargs)
+    images = call.arguments.get("inputs")
     if not isinstance(images, Tensor | list | tuple):
         raise TypeError(
             "share cuts a batch of images, and this model's forward is given no tensor or list of them as inputs: "
             "set optim_wrapper.share=1"
         )
     count = min(len(images), max(2, round(share * len(images))))
-
-    def cut(name: str, value: Any) -> Any:
-        return value[:count] if name in PER_IMAGE and value is not None else value
-
-    return tuple(map(cut, names, args)), {name: cut(name, value) for name, value in kwargs.items()}
+    for name in PER_IMAGE:
+        if call.arguments.get(name) is not None:
+            call.arguments[name] = call.arguments[name][:count]
+    return call.args, call.kwargs
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
