@@ -18,7 +18,7 @@ from .black_box import Boxes, find_black_boxes, reason_of
 from .channels import ChannelsDiffer, Layout
 from .export import Forward, Ref, Step, TraceError, evaluating, export
 from .rules import RULES, pointwise
-from .structure import NotUnderstood, Producer, Trace, Value, flat, values_in
+from .structure import NotUnderstood, Producer, Trace, Value, values_in
 
 OUTPUT = "an output of the network"
 """Why the channels of outputs stay at base width."""
@@ -73,7 +73,7 @@ class Reader:
             self.step = step
             self.found.count_arguments.append({})
             args, kwargs = pytree.tree_map_only(Ref, values.get, (step.args, step.kwargs))
-            results = [value for value in flat(self.interpret(args, kwargs)) if isinstance(value, Value)]
+            results = [value for value in pytree.tree_leaves(self.interpret(args, kwargs)) if isinstance(value, Value)]
             values |= {ref: value for ref, value in zip(step.refs, results, strict=True)}
         for ref in graph.outputs:
             self.hold(values[ref], OUTPUT)

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch.utils import _pytree as pytree
+
 from .channels import Layout
-from .structure import NotUnderstood, Value, flat, matching_dims, values_in
+from .structure import NotUnderstood, Value, matching_dims, values_in
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -173,7 +175,7 @@ def keep(reader: Reader, out: Value, x: Value, *args: Any, **kwargs: Any) -> Any
 def flip(reader: Reader, out: Value, x: Value, *args: Any) -> Value:
     """``flip`` and ``roll``, whose last argument lists the dimensions."""
     everywhere = reader.step.name == "roll" and (len(args) < 2 or not args[1])
-    if everywhere or any(d % len(x.shape) in x.dims for d in flat(args[-1])):
+    if everywhere or any(d % len(x.shape) in x.dims for d in pytree.tree_leaves(args[-1])):
         raise NotUnderstood("channels change their order")
     return Value(out.shape, x.dims, pooled=x.pooled)
 
@@ -184,7 +186,7 @@ def reduce(reader: Reader, out: Value, x: Value, dim: Any = None, *args: Any, **
         return pointwise(reader, out, x, dim)
     if isinstance(out, list | tuple):
         return [reduce(reader, item, x, dim) for item in out]
-    gone = range(len(x.shape)) if dim in (None, []) else [d % len(x.shape) for d in flat(dim)]
+    gone = range(len(x.shape)) if dim in (None, []) else [d % len(x.shape) for d in pytree.tree_leaves(dim)]
     kept = len(out.shape) == len(x.shape)
     dims = {d if kept else d - sum(g < d for g in gone): layout for d, layout in x.dims.items() if d not in gone}
     pooled = x.pooled or (len(x.shape) == 4 and {2, 3} <= set(gone))

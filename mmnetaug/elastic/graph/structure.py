@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
 from .black_box import Boxes
 from .channels import Channels, Layout
 from .export import Graph, Ref
@@ -82,16 +84,9 @@ class NotUnderstood(Exception):
     """The rule of an operator does not cover this use of it; the message is shown to the user as the reason."""
 
 
-def flat(item: Any) -> list[Any]:
-    """The leaves of nested lists and tuples."""
-    if isinstance(item, list | tuple):
-        return [leaf for part in item for leaf in flat(part)]
-    return [item]
-
-
 def values_in(args: tuple, kwargs: dict[str, Any]) -> list[Value]:
     """The tensors among the arguments of an operator."""
-    return [leaf for leaf in flat((args, list(kwargs.values()))) if isinstance(leaf, Value)]
+    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
 
 
 def matching_dims(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Iterator[tuple[range, range]]:
