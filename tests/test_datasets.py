@@ -39,7 +39,7 @@ from pycocotools.cocoeval import COCOeval
 
 import mmnetaug  # noqa: F401 (registers the data sets)
 from mmnetaug import terminal
-from mmnetaug.datasets import DatasetReport, check_data, fill_config, find_unlisted
+from mmnetaug.datasets import DatasetReport, check_data, decoded_once, fill_config, find_unlisted
 from mmnetaug.datasets import check as check_module
 from mmnetaug.demo import digits
 from mmnetaug.errors import DataError, UserError
@@ -474,6 +474,35 @@ def test_images_in_no_list_are_told(tmp_path, layout):
         shutil.copy(one, folder / name)
     [line] = find_unlisted(custom_config(root))
     assert line == f"2 images in {folder} are in no list and unused: new1.jpg, new2.png"
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_each_annotation_file_is_decoded_once(tmp_path, layout, monkeypatch):
+    module = importlib.import_module(f"mmnetaug.datasets.{layout}")
+    decoded = Counter()
+    if layout == "voc":
+        root = make_voc_folder(tmp_path / "data", dict(train=3, val=2, test=2))
+        parse = module.ElementTree.parse
+        monkeypatch.setattr(module.ElementTree, "parse", lambda path: decoded.update([Path(path).name]) or parse(path))
+    else:
+        root = make_coco(tmp_path / "data", dict(train2017=3, val2017=2), ("cat", "dog"), (1, 2), per_image=2)
+        read = Path.read_text
+        monkeypatch.setattr(Path, "read_text", lambda path: decoded.update([path.name]) or read(path))
+
+    def check() -> list[str]:
+        cfg = custom_config(root)
+        return [*map(str, check_data(cfg)), *find_unlisted(cfg)]
+
+    expected = check()
+    assert max(decoded.values()) > 1
+    decoded.clear()
+    with decoded_once():
+        assert check() == expected
+    assert set(decoded.values()) == {1}
+    assert len(decoded) == dict(voc=5, coco=2)[layout]  # not those of a test split of its own
+    decoded.clear()
+    check()
+    assert max(decoded.values()) > 1
 
 
 def load(cfg: Config, split: str) -> list[dict]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from mmnetaug.checkpoint import ReadOnce, find_last_checkpoint
 from mmnetaug.config import as_list, type_name
-from mmnetaug.datasets import check_data, fill_config, find_unlisted
+from mmnetaug.datasets import check_data, decoded_once, fill_config, find_unlisted
 from mmnetaug.engine import BestPictureHook
 from mmnetaug.engine.augmented_pass import unwrapped
 from mmnetaug.errors import UserError
@@ -44,7 +44,6 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
     """Checks a config, then trains it."""
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
-    fill_config(cfg, args.data_root)
     # a second run would write the same checkpoints
     with only_writer(cfg.work_dir) if is_main_process() else contextlib.nullcontext():
         check_and_run(cfg, args)
@@ -52,24 +51,11 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
 
 def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
     """Everything that writes to the work directory."""
-    if args.size:
-        set_input_size(cfg, args.size, ("train", "val", "test"))
-    if args.epochs is not None:
-        set_epochs(cfg, args.epochs)
-    if args.batch_size is not None:
-        cfg.train_dataloader.batch_size = args.batch_size
-    if args.resume:
-        set_resume(cfg, args.resume)
-    if args.amp:
-        use_amp(cfg)
-    if args.auto_scale_lr:
-        use_scaled_lr(cfg)
-    for package in BACKENDS:
-        if getattr(args, package):
-            log_to(cfg, package)
-    use_tiny_checkpoints(cfg)
-    reports = check_data(cfg) if is_main_process() else []
-    unlisted = find_unlisted(cfg) if is_main_process() else []
+    with decoded_once():
+        fill_config(cfg, args.data_root)
+        apply_arguments(cfg, args)
+        reports = check_data(cfg) if is_main_process() else []
+        unlisted = find_unlisted(cfg) if is_main_process() else []
 
     runner = build_runner(cfg)
     model = unwrapped(runner.model)
@@ -87,6 +73,26 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
     runner.train()
     if is_main_process() and (curves := plot_run(Path(cfg.work_dir))):
         runner.logger.info(f"learning curves: {curves}")
+
+
+def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Changes a config as the command line says."""
+    if args.size:
+        set_input_size(cfg, args.size, ("train", "val", "test"))
+    if args.epochs is not None:
+        set_epochs(cfg, args.epochs)
+    if args.batch_size is not None:
+        cfg.train_dataloader.batch_size = args.batch_size
+    if args.resume:
+        set_resume(cfg, args.resume)
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        use_scaled_lr(cfg)
+    for package in BACKENDS:
+        if getattr(args, package):
+            log_to(cfg, package)
+    use_tiny_checkpoints(cfg)
 
 
 class ForgetCheckpoints(Hook):

@@ -6,6 +6,7 @@ from .check import check_data, find_unlisted
 from .crop import MinIoURandomCrop
 from .custom import fill_config, set_classes, set_data_root
 from .mixup import DetectionMixUp, PackMixedDetInputs
+from .once import decoded_once
 from .report import DatasetReport
 from .voc import TrainOnDifficult, VOCLayoutDataset
 
@@ -17,6 +18,7 @@ __all__ = [
     "TrainOnDifficult",
     "VOCLayoutDataset",
     "check_data",
+    "decoded_once",
     "fill_config",
     "find_unlisted",
     "set_classes",

@@ -18,6 +18,7 @@ from mmnetaug.errors import DataError
 from mmnetaug.layouts import layouts
 from mmnetaug.terminal import abbreviate
 
+from .once import kept
 from .report import COCO_SOURCE, DatasetReport
 
 MAX_COORDINATE = 1e6  # larger than any image, and float32 still resolves single pixels
@@ -65,6 +66,7 @@ class CocoFile(msgspec.Struct):
 _decoder = msgspec.json.Decoder(CocoFile)
 
 
+@kept
 def read_coco(path: str | Path) -> CocoFile:
     """Decodes an annotation file.
 

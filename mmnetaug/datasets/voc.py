@@ -24,6 +24,7 @@ from mmnetaug.registry import DATASETS, TRANSFORMS
 from mmnetaug.terminal import abbreviate
 
 from .coco import MAX_COORDINATE
+from .once import kept
 from .report import VOC_SOURCE, DatasetReport
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -128,6 +129,7 @@ class VOCFile(msgspec.Struct):
     object: list[VOCObject] = []
 
 
+@kept
 def read_voc(path: str | Path) -> VOCFile:
     """Reads an annotation file.
 
