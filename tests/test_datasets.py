@@ -1111,6 +1111,38 @@ def test_large_sets_are_decoded_in_part_but_files_cut_short_are_found(voc_root, 
         check_dataset(voc(voc_root))
 
 
+@pytest.mark.parametrize("options", [{}, dict(progressive=True), dict(restart_marker_blocks=4), dict(subsampling=0)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_damage_is_found_as_by_decoding_in_full(mode, options, tmp_path):
+    """Although images are decoded at an eighth of their size."""
+    from PIL import Image
+
+    def seen(decode, path) -> tuple:
+        try:
+            return decode(path), ""
+        except Exception as error:
+            return type(error), str(error)
+
+    def in_full(path) -> tuple[int, int]:
+        with Image.open(path) as image:
+            image.load()
+            return image.size
+
+    path, rng = tmp_path / "image.jpg", np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (9, 13, 3)).astype(np.uint8)).resize((131, 97)).convert(mode)
+    noise.save(path, **options)
+    whole = path.read_bytes()
+    found = Counter()
+    for _ in range(60):
+        at, length = rng.integers(2, len(whole)), rng.integers(1, 60)
+        inserted = [b"", rng.bytes(length), whole[at : at + length][::-1]][rng.integers(3)]
+        path.write_bytes(whole[:at] if rng.random() < 0.3 else whole[:at] + inserted + whole[at + length :])
+        outcome = seen(check_module._decode, str(path))
+        assert outcome == seen(in_full, str(path))
+        found[outcome[0]] += 1
+    assert found[131, 97] and found[OSError]
+
+
 def test_exif_turned_image_has_its_annotated_size(voc_root):
     from PIL import Image
 

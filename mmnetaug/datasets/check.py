@@ -308,6 +308,8 @@ def _ends_properly(path: str) -> bool:
 def _decode(path: str) -> tuple[int, int]:
     """Decodes a whole image, as OpenCV may not; returns width and height as loaded for training."""
     with Image.open(path) as image:
+        size = image.size
+        image.draft(None, (1, 1))  # all data of a JPEG are read, but only an eighth of its rows and columns computed
         image.load()
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: OpenCV turns the image when loading it
-        return image.size[::-1] if turned else image.size
+        return size[::-1] if turned else size
