@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import http.server
 import importlib.util
 import json
@@ -476,6 +477,23 @@ def test_what_is_downloaded_is_checked_as_files_are(place, tmp_path, capsys, mon
             assert run(train, place / "plain.py", *options) == 1
             assert re.search(r"^error: .*pickled\.pth holds pickled.*--trust-checkpoint", capsys.readouterr().err, re.M)
         server.shutdown()
+
+
+def test_garbage_is_collected_again_when_training_begins(place, tmp_path, monkeypatch):
+    found = []
+
+    def begin(runner):
+        found.append(gc.isenabled())
+        runner.call_hook("before_train")
+        found.append(gc.isenabled())
+
+    monkeypatch.setattr(Runner, "train", begin)
+    options = ["--data-root", place / "data", "--work-dir", tmp_path]
+    assert run(train, place / "plain.py", *options) == 0
+    monkeypatch.setattr(Runner, "train", lambda runner: found.append(gc.isenabled()))
+    assert run(train, place / "plain.py", *options) == 0
+    assert found == [False, True, False]
+    assert gc.isenabled()
 
 
 def test_an_elastic_model_is_not_compiled():

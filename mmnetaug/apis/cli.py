@@ -19,7 +19,6 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mmnetaug.errors import CheckpointError, DataError, UserError
@@ -199,27 +198,31 @@ def start_tool(tool: str, args: argparse.Namespace, needs_data: bool = False) ->
         return load_configs(args, needs_data)
 
     def work(args: argparse.Namespace, *configs: Config) -> Any:
-        options = _imported("mmnetaug.apis.options")
-        for cfg in configs:
-            options.check_options(cfg)
-        return getattr(_imported(f"mmnetaug.apis.{tool}"), tool)(args, *configs)
+        with no_garbage():
+            from .options import check_options
+
+            for cfg in configs:
+                check_options(cfg)
+            module = importlib.import_module(f"mmnetaug.apis.{tool}")
+        return getattr(module, tool)(args, *configs)
 
     return run_tool(work, args, prepare)
 
 
-def _imported(name: str) -> ModuleType:
-    """Imports a module without a search for garbage, and exempts what stays from those that follow.
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """Imports without a search for garbage, and exempts what was imported from those that follow.
 
     Each takes 0.4 s for OpenMMLab's modules, and MMEngine asks for one for every data set.
     """
-    if name not in sys.modules:
-        gc.disable()
-        try:
-            importlib.import_module(name)
-        finally:
-            gc.enable()
+    before = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    if len(sys.modules) > before:
         gc.freeze()
-    return sys.modules[name]
 
 
 def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterable[Any]] = tuple) -> int:
@@ -241,7 +244,8 @@ def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterabl
 
     def figures() -> Any:
         prepared = prepare()
-        from mmnetaug.checkpoint import ReadOnce, unpickling  # which imports torch
+        with no_garbage():  # not at the top, since it imports torch
+            from mmnetaug.checkpoint import ReadOnce, unpickling
 
         trusted = getattr(args, "trust_checkpoint", False)
         with unpickling(trusted), ReadOnce() as args.checkpoints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,9 +45,13 @@ def train(args: argparse.Namespace, cfg: Config) -> None:
     """Checks a config, then trains it."""
     if absent := [key for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not cfg.get(key)]:
         raise UserError(f"{args.config} cannot be trained: it has no {', '.join(absent)}")
-    # a second run would write the same checkpoints
-    with only_writer(cfg.work_dir) if is_main_process() else contextlib.nullcontext():
-        check_and_run(cfg, args)
+    gc.disable()  # until the first iteration: annotations are millions of objects, which searches would visit in vain
+    try:
+        # a second run would write the same checkpoints
+        with only_writer(cfg.work_dir) if is_main_process() else contextlib.nullcontext():
+            check_and_run(cfg, args)
+    finally:
+        gc.enable()
 
 
 def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
@@ -67,7 +72,7 @@ def check_and_run(cfg: Config, args: argparse.Namespace) -> None:
     ]
     lines = [str(inspect_network(cfg, model)), *lines, *(f"data: {line}" for line in (*reports, *unlisted))]
     runner.logger.info("preflight:\n" + "\n".join(lines))
-    runner.register_hook(ForgetCheckpoints(args.checkpoints))
+    runner.register_hook(EndStart(args.checkpoints))
     if is_detector(model) and cfg.get("val_dataloader"):
         runner.register_hook(BestPictureHook())
     runner.train()
@@ -95,14 +100,15 @@ def apply_arguments(cfg: Config, args: argparse.Namespace) -> None:
     use_tiny_checkpoints(cfg)
 
 
-class ForgetCheckpoints(Hook):
-    """Frees the memory of loaded checkpoints."""
+class EndStart(Hook):
+    """Frees the memory of loaded checkpoints, and has garbage collected again."""
 
     def __init__(self, checkpoints: ReadOnce) -> None:
         self.checkpoints = checkpoints
 
     def before_train(self, runner: Runner) -> None:
         self.checkpoints.forget()
+        gc.enable()
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
