@@ -568,6 +568,7 @@ def test_broken_configs(place, capsys, config, options, message):
         ("train_cfg.max_epoch=3", "train_cfg.max_epoch is no option of EpochBasedTrainLoop: did you mean max_epochs?"),
         ("optim_wrapper.optimzer=1", "optim_wrapper.optimzer is no option of .*OptimWrapper: did you mean optimizer?"),
         ("optim_wrapper.optimizer.momentun=1", "optim_wrapper.optimizer.momentun is .* did you mean momentum?"),
+        ("optim_wrapper.optimizer.lrr=1", "optim_wrapper.optimizer.lrr is no option of SGD, which has .*, lr, "),
         ("model.backbone.dept=18", "model.backbone.dept is no option of ResNet: did you mean depth?"),
         ("default_hooks.logger.intervall=1", "default_hooks.logger.intervall is .* did you mean interval?"),
         ("default_hooks.checkpoint.max_keep_ckpt=1", "default_hooks.checkpoint.* did you mean max_keep_ckpts?"),

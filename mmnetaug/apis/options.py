@@ -2,7 +2,7 @@
 
 MMEngine builds loops, optimizers and schedules only when training starts, and some classes accept any argument. An
 option is misspelt if the class does not take it but takes one of a similar name, so that options that other code
-consumes (such as ``requires_grad`` of norms) pass.
+consumes (such as ``requires_grad`` of norms) pass. Of an optimizer every option must be one that the class takes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 import mmnetaug.registry  # noqa: F401  (first, since it imports OpenMMLab's data sets without what they print)
@@ -77,9 +78,13 @@ def _misspelt(value: Any, path: str, scope: str, built: tuple[Callable, ...] = (
     built = _find(value["type"], scope) if value.get("type") else built
     if built:
         known = CONSUMED.union(*map(_parameters, built)) | (LOADER if DataLoader in built else set())
-        for name, near in near_misses(value, known):
-            kind = getattr(built[0], "__name__", type(built[0]).__name__)
-            yield f"{path}.{name} is no option of {kind}: did you mean {near}?"
+        near = dict(near_misses(value, known))
+        for name, meant in near.items():
+            yield f"{path}.{name} is no option of {_name(built[0])}: did you mean {meant}?"
+        if all(map(_is_strict, built)):
+            has = ", ".join(sorted(known - CONSUMED - {"params"}))
+            for name in value.keys() - known - near.keys():
+                yield f"{path}.{name} is no option of {_name(built[0])}, which has {has}"
     for name, item in value.items():
         yield from _misspelt(item, f"{path}.{name}", scope)
 
@@ -97,6 +102,18 @@ def _find(kind: Any, scope: str) -> tuple[Callable, ...]:
         registry.import_from_location()
         found += [at.module_dict[name] for at in dict.fromkeys((registry, root)) if name in at.module_dict]
     return tuple(found)
+
+
+def _is_strict(kind: Callable) -> bool:
+    """Whether it is an optimizer that takes no option but those of its signature."""
+    if not (inspect.isclass(kind) and issubclass(kind, Optimizer)):
+        return False
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return not any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def _name(kind: Callable) -> str:
+    return getattr(kind, "__name__", type(kind).__name__)
 
 
 def _parameters(kind: Callable) -> set[str]:
