@@ -221,8 +221,8 @@ def no_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-    if len(sys.modules) > before:
-        gc.freeze()
+        if len(sys.modules) > before:  # after an error, too: the search at the exit
+            gc.freeze()
 
 
 def run_tool(work: Work, args: argparse.Namespace, prepare: Callable[[], Iterable[Any]] = tuple) -> int:
