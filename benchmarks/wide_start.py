@@ -176,10 +176,10 @@ def report(args: argparse.Namespace) -> None:
             pairs = [row["ap50"] - plain[seed]["ap50"] for seed, row in runs.items() if seed in plain]
             cells.append("" if method == "wide" or (method, epochs) == ("plain", reference) else interval(pairs))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    for method in order:
-        if method == "wide":
-            continue
+    for method in ("plain", "cut", "taught"):
         points = sorted((e, runs) for (m, e), runs in groups.items() if m == method)
+        if not points:
+            continue
         xs = [statistics.mean(r["minutes"] for r in runs.values()) + wide * (method != "plain") for _, runs in points]
         ys = [statistics.mean(r["ap50"] for r in runs.values()) for _, runs in points]
         axes.plot(xs, ys, "o-", label=TEXTS[method])
