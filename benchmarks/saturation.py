@@ -33,7 +33,6 @@ import csv
 import dataclasses
 import itertools
 import math
-import os
 import statistics
 import sys
 import time
@@ -50,6 +49,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mmnetaug  # noqa: F401  (registers everything)
+from benchmarks import records
 from benchmarks.study_parts import InMemoryCifar10, crop_and_flip
 from mmnetaug import NetAugOptimWrapper
 from mmnetaug.elastic import Elastic, ElasticSpace, cut_channels, sort_hidden_channels
@@ -63,7 +63,6 @@ from mmcv.cnn import ConvModule  # isort: skip
 from mmengine.model import BaseModule  # isort: skip
 from mmengine.optim import OptimWrapper  # isort: skip
 from mmpretrain.structures import DataSample  # isort: skip
-from scipy import stats  # isort: skip
 
 RESULTS, PAGE = ROOT / "docs/saturation.csv", ROOT / "docs/saturation.md"
 PLOT = ROOT / "docs/saturation.png"
@@ -434,15 +433,10 @@ def is_done(key: tuple) -> bool:
 
 
 def record(row: dict) -> None:
-    """Adds a run to the results in one write, as several processes may do at a time."""
+    """Adds a run to the results."""
     line = ",".join(f'"{row[key]}"' if key in ("network", "method") else str(row[key]) for key in KEYS)
     line += "," + ",".join("" if row.get(name) is None else f"{row[name]:.4f}" for name in FIGURES) + "\n"
-    header = "" if RESULTS.exists() else ",".join((*KEYS, *FIGURES)) + "\n"
-    handle = os.open(RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, (header + line).encode())
-    finally:
-        os.close(handle)
+    records.append_line(RESULTS, ",".join((*KEYS, *FIGURES)) + "\n", line)
 
 
 def select(rows: list[dict], network: str, method: str, rate: float | None, epochs: int | None) -> list[dict]:
@@ -515,8 +509,7 @@ def interval(differences: list[float]) -> str:
     """Mean and 95 % interval."""
     if len(differences) < 2:
         return f"{differences[0]:+.2f}" if differences else ""
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
+    return "{:+.2f} ± {:.2f}".format(*records.interval(differences))
 
 
 def mean_of(values: list[float], name: str) -> str:

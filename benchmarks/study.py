@@ -40,8 +40,8 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
-from scipy import stats
 
+from benchmarks.records import interval
 from benchmarks.study_runs import EXPERIMENTS, TASKS, Experiment
 from mmnetaug.analysis.cost import count_cost
 from mmnetaug.analysis.tradeoff import Point, macs_saved, plot_tradeoff
@@ -315,12 +315,6 @@ def gradients(args: argparse.Namespace) -> None:
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of paired differences and the half width of its 95 % confidence interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-    return statistics.mean(differences), float(half)
 
 
 def difference(record: dict, experiment: Experiment) -> str:

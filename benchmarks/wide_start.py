@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import resource
 import shutil
@@ -30,11 +29,11 @@ import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # in place of benchmarks/, whose coverage.py numba would take for the package of that name
 
+from benchmarks import records
 from mmnetaug.files import replaced_when_done
 
 RESULTS, PAGE, PLOT = (ROOT / f"docs/wide_start.{kind}" for kind in ("csv", "md", "png"))
@@ -75,14 +74,9 @@ def results() -> list[dict]:
 
 
 def record(row: dict) -> None:
-    """Adds a run to the results in one write, as several processes may do at a time."""
-    header = "" if RESULTS.exists() else ",".join((*KEYS, *FIGURES)) + "\n"
+    """Adds a run to the results."""
     line = ",".join(str(row[key]) for key in KEYS) + f",{row['ap50']:.4f},{row['minutes']:.2f}\n"
-    handle = os.open(RESULTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, (header + line).encode())
-    finally:
-        os.close(handle)
+    records.append_line(RESULTS, ",".join((*KEYS, *FIGURES)) + "\n", line)
 
 
 def call(folder: Path, tool: str, *arguments: object) -> float:
@@ -153,8 +147,7 @@ def interval(values: list[float]) -> str:
     """Mean and 95 % interval."""
     if len(values) < 2:
         return f"{values[0]:.3f}" if values else ""
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
+    return "{:.3f} ± {:.3f}".format(*records.interval(values))
 
 
 def report(args: argparse.Namespace) -> None:

@@ -7,5 +7,5 @@ model = dict(
     type="mmnetaug.Distilled",
     model={{_base_.model}},
     teacher="configs/study/digits_narrow_wide.py",
-    teacher_checkpoint="work_dirs/study/digits_narrow_wide/0/epoch_28_tiny.pth",
+    teacher_checkpoint="work_dirs/study/digits_narrow/wide_28_0/epoch_28_tiny.pth",
 )
